@@ -1,0 +1,268 @@
+"""L3: who does what, when. Roles with their operations in order, channels, buffers, registers. Nothing is left to decide.
+
+A schedule is one thread block (CTA) that computes the query tile its block index names. Each role is a set of warps that
+run the same body; a role of several warp groups runs its body once for each group, on its own `rows_per_group` rows.
+
+**Channels** carry tiles from a producer role to consumer roles through `stages` copies of a buffer, as a ring. For each
+stage there is a full and an empty barrier:
+
+    producer:  acquire (wait until empty) -> copy or compute -> commit (mark full)
+    consumer:  wait (until full) -> use -> release (mark empty; every consumer warp group arrives once)
+
+A role has one position in each channel; commit (producer) and release (consumer) move it on. `kind` says what completes a
+stage: "tma" (bytes arrive), "cp_async" (copies of the same threads, waited for by group), "mbarrier" (threads or an MMA
+arrive). For a "cp_async" channel the role that copies also consumes, there are no barriers between roles: `CopyWait`
+waits until at most `pending` later groups are in flight and `Sync` makes all warps' copies visible.
+
+**MMA** operations are asynchronous when `asynchronous` is set (WGMMA, tcgen05): operands may not be overwritten and the result not
+be read until an MmaWait with few enough pending groups.
+
+**Expressions** use the L2 names plus names bound by Let; `block_x`, `block_y`, `block_z` are the block's indices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+from attncc.ir.attention import Attention
+from attncc.ir.expr import Expr
+from attncc.ir.tile import ColLet, Finalize, Let, Mask, Remark, RowLet, Score, Store, TileTable, Weights
+
+BLOCK_VARIABLES = ("block_x", "block_y", "block_z")
+CHANNEL_KINDS = ("tma", "cp_async", "mbarrier")
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """`stages` copies of rows x cols of `dtype`. `alias` names a buffer whose memory it shares (their lives do not overlap).
+
+    Register buffers hold the rows of one warp group (`rows` is then rows_per_group).
+    """
+
+    name: str
+    space: str
+    rows: int
+    cols: int
+    dtype: str
+    stages: int = 1
+    alias: str | None = None
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A ring of `stages` buffers from role `producer` to role `consumer`; see the module's text.
+
+    `arrivals` is how many consumer arrivals empty a stage (warp groups for "tma"/"mbarrier"; 0 for "cp_async"), `bytes` what
+    one stage receives (0 when threads arrive).
+    """
+
+    name: str
+    kind: str
+    buffer: str
+    stages: int
+    producer: str
+    consumer: str
+    arrivals: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """A named barrier among `threads` threads (of one role or several)."""
+
+    name: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class If:
+    condition: Expr
+    body: tuple["Op", ...]
+
+
+@dataclass(frozen=True)
+class For:
+    """`counter` runs from `begin` up to `end` exclusive; `label` is shown in the generated file ("full tiles")."""
+
+    counter: str
+    begin: Expr
+    end: Expr
+    label: str
+    body: tuple["Op", ...]
+
+
+@dataclass(frozen=True)
+class Acquire:
+    channel: str
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Starts the copy of tile number `tile` of argument `tensor` into the channel's current stage."""
+
+    channel: str
+    tensor: str
+    tile: Expr
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The current stage's copies are all started ("tma": the bytes will mark it full; "cp_async": closes the group)."""
+
+    channel: str
+
+
+@dataclass(frozen=True)
+class CopyWait:
+    """cp.async only: waits until at most `pending` of this role's committed groups are unfinished."""
+
+    pending: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    channel: str
+
+
+@dataclass(frozen=True)
+class Release:
+    channel: str
+
+
+@dataclass(frozen=True)
+class Sync:
+    """All threads of `barrier` meet; "block" is the whole thread block."""
+
+    barrier: str
+
+
+@dataclass(frozen=True)
+class Arrive:
+    """Arrives at a named barrier without waiting (the ping-pong between consumer warp groups)."""
+
+    barrier: str
+
+
+@dataclass(frozen=True)
+class SetRegisters:
+    """Registers a thread of this role from here on (setmaxnreg); `grow` when it is an increase."""
+
+    count: int
+    grow: bool
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Every element of a register buffer := value (accumulators, row sums 0, row maxima -inf)."""
+
+    dst: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Mma:
+    """dst := a . b^T (`transposed`) or a . b; added to dst when `accumulate`. Shared operands are channel or plain buffers.
+
+    A shared operand that is a channel's buffer means its current stage in this role.
+    """
+
+    dst: str
+    a: str
+    b: str
+    transposed: bool
+    accumulate: bool
+    asynchronous: bool
+
+
+@dataclass(frozen=True)
+class MmaWait:
+    """Waits until at most `pending` of this warp group's asynchronous MMAs are unfinished."""
+
+    pending: int
+
+
+@dataclass(frozen=True)
+class SoftmaxStep:
+    """Row statistics of one score tile: updates m and l, turns `scores` into weights in place, leaves the factor by which
+    the accumulator must be multiplied in `correction`. Definition as ir.tile.Softmax.
+
+    `first`: nothing came before (m = -inf, l = 0 are not read, no correction is made).
+    `guard`: a row may still have no kept key (its maximum may be -inf); false only where every row is known to keep one.
+    """
+
+    scores: str
+    row_max: str
+    row_sum: str
+    correction: str
+    multiplier: float
+    first: bool
+    guard: bool
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Every row of `dst` is multiplied by its `factor`."""
+
+    dst: str
+    factor: str
+
+
+@dataclass(frozen=True)
+class Convert:
+    """dst := src rounded to dst's dtype (register to register, laid out as an MMA operand)."""
+
+    dst: str
+    src: str
+
+
+Op = Union[
+    Let, RowLet, ColLet, If, For, Acquire, Copy, Commit, CopyWait, Wait, Release, Sync, Arrive, SetRegisters, Fill, Mma, MmaWait,
+    Score, Mask, SoftmaxStep, Weights, Rescale, Convert, Finalize, Store,
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Role:
+    """`warps` warps from `first_warp` on that run `body`, as `groups` groups of `rows_per_group` tile rows each.
+
+    Producers have groups = 1 and rows_per_group = 0. `registers` is the budget of a thread (None: the launch's).
+    """
+
+    name: str
+    first_warp: int
+    warps: int
+    groups: int
+    rows_per_group: int
+    registers: int | None
+    body: tuple[Op, ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A complete kernel for one target.
+
+    `grid` gives the three grid sizes over batch, seq_q, seq_kv, q_tiles; `prelude` binds q_tile, h, b (and more) from the block
+    indices for every role.
+    """
+
+    attention: Attention
+    target: str
+    tile_m: int
+    tile_n: int
+    threads: int
+    grid: tuple[Expr, Expr, Expr]
+    buffers: tuple[Buffer, ...]
+    channels: tuple[Channel, ...]
+    barriers: tuple[Barrier, ...]
+    prelude: tuple[Op, ...]
+    roles: tuple[Role, ...]
+    table: TileTable | None = None
+    blocks_per_sm: int = 1
+    remarks: tuple[Remark, ...] = ()
+
+    def buffer(self, name: str) -> Buffer:
+        return next(b for b in self.buffers if b.name == name)
+
+    def channel(self, name: str) -> Channel:
+        return next(c for c in self.channels if c.name == name)
