@@ -33,20 +33,33 @@ STORAGE_TYPES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class TensorDecl:
-    """A tensor argument. A dimension is an int expression over batch, seq_q, seq_kv (heads are constants), or None: any size."""
+    """A tensor argument. A dimension is an int expression over batch, seq_q, seq_kv (heads are constants) or None, any size.
+
+    `low` and `high` bound every element, low <= x < high, as expressions of constants and sizes; `is_sorted` says that
+    elements do not decrease along the last dimension. Both are promises of the caller: the CPU checks them, passes may
+    rely on them.
+    """
 
     name: str
     dtype: str
     shape: tuple[Expr | None, ...]
+    low: Expr | None = None
+    high: Expr | None = None
+    is_sorted: bool = False
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class ScalarDecl:
-    """A run-time scalar argument; `type` is int, float or bool. A new value never recompiles."""
+    """A run-time scalar argument; `type` is int, float or bool. A new value never recompiles.
+
+    `low` and `high` bound it as those of a tensor do.
+    """
 
     name: str
     type: str
+    low: Expr | None = None
+    high: Expr | None = None
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
