@@ -17,7 +17,11 @@ waits until at most `pending` later groups are in flight and `Sync` makes all wa
 **MMA** operations are asynchronous when `asynchronous` is set (WGMMA, tcgen05): operands may not be overwritten and the result not
 be read until an MmaWait with few enough pending groups.
 
-**Expressions** use the L2 names plus names bound by Let; `block_x`, `block_y`, `block_z` are the block's indices.
+**Expressions** use the L2 names plus names bound by Let; `block_x`, `block_y`, `block_z` are the block's indices, `group`
+the warp group's number within its role.
+
+A group's rows of a shared buffer of tile_m rows are private to it where it alone reads and writes them: Q and its alias OUT are
+laid out group by group, so no other group needs to be waited for before OUT is written over Q.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ from attncc.ir.expr import Expr
 from attncc.ir.tile import ColLet, Finalize, Let, Mask, Remark, RowLet, Score, Store, TileTable, Weights
 
 BLOCK_VARIABLES = ("block_x", "block_y", "block_z")
+GROUP_VARIABLE = "group"
+"""In a role of several warp groups: the number of the group that runs the body, from 0."""
 CHANNEL_KINDS = ("tma", "cp_async", "mbarrier")
 
 
@@ -69,10 +75,17 @@ class Channel:
 
 @dataclass(frozen=True)
 class Barrier:
-    """A named barrier among `threads` threads (of one role or several)."""
+    """A named barrier among `threads` threads (of one role or several).
+
+    With `copies` > 1 there is one copy for each warp group of the role that uses it: `Sync` meets at the own group's copy,
+    `Arrive` arrives at the next group's (the last one's next is the first). So `threads` = 128 makes a barrier inside each group, and
+    `threads` = 256 the ping-pong in which a group waits for its turn (Sync) and gives the turn on (Arrive); the last
+    group gives the first turn: If(group == groups - 1, Arrive).
+    """
 
     name: str
     threads: int
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -210,7 +223,8 @@ class Rescale:
 
 @dataclass(frozen=True)
 class Convert:
-    """dst := src rounded to dst's dtype (register to register, laid out as an MMA operand)."""
+    """dst := src rounded to dst's dtype: register to register laid out as an MMA operand, or register to a shared buffer
+    (the group's own rows; made visible to asynchronous copies, so that after a Sync of the group a Store may read it)."""
 
     dst: str
     src: str
