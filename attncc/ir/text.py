@@ -7,7 +7,8 @@ A node is a line `name field=value, field=value`; its parts that are nodes thems
       mma dst=S, a=Q, b=K, transposed=true, accumulate=false, asynchronous=true
     }
 
-A node with several such parts names each: `prologue { ... }`. Fields at their default and source spans are left out.
+A node with several such parts names each: `prologue { ... }`. Where a node declares tensors or summaries, its own
+expressions follow the declarations, a line each. Fields at their default and source spans are left out.
 Expressions are infix, with the symbols and precedences of `ir.expr.OPS`; a tensor element is `name[i, j]`. The text of a
 program parses back to an equal program: `parse(format(node)) == node`.
 """
@@ -25,7 +26,7 @@ from typing import Any
 from attncc.diagnostics import AttnError, Diagnostic, Source, Span
 from attncc.ir import attention, schedule, tile
 from attncc.ir.attention import INDEX_VARIABLES, RAW_SCORE, SIZE_VARIABLES, STORAGE_TYPES
-from attncc.ir.expr import BOOL, FALSE, FLOAT, INT, OPS, TRUE, Expr, ExprTypeError, apply, const, load, var, walk
+from attncc.ir.expr import FALSE, FLOAT, INT, OPS, TRUE, Expr, ExprTypeError, apply, const, load, var, walk
 from attncc.ir.schedule import BLOCK_VARIABLES
 from attncc.ir.tile import TILE_COUNT, TILE_LIST, TILE_VARIABLES
 
@@ -95,23 +96,41 @@ NODES = _node_classes()
 def format_node(node, indent: int = 0) -> str:
     """The text of any IR node, ending in a newline."""
     pad = "  " * indent
-    plain, blocks = [], []
+    plain, blocks, late = [], [], []
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         if not field.compare or _is_default(field, value):
             continue
+        if value == () and field.name in _block_fields(type(node)):
+            continue  # the parser puts () back
         if _is_block(value):
             blocks.append((field.name, value if isinstance(value, tuple) else (value,)))
+        elif isinstance(value, Expr) and _has_declarations(type(node)):
+            late.append(f"{pad}  {field.name} = {format_expr(value)}\n")
         else:
             plain.append(f"{field.name}={_format_value(value)}")
     head = f"{pad}{_snake(type(node).__name__)}" + (" " + ", ".join(plain) if plain else "")
-    if not blocks:
+    if not blocks and not late:
         return head + "\n"
-    if len(_block_fields(type(node))) == 1:
+    if _is_bare_body(type(node)):
         inner = "".join(format_node(child, indent + 1) for child in blocks[0][1])
     else:
+        blocks.sort(key=lambda block: block[0] not in _DECLARATIONS)
         inner = "".join(_format_block(name, children, indent + 1) for name, children in blocks)
-    return f"{head} {{\n{inner}{pad}}}\n"
+    return f"{head} {{\n{inner}{''.join(late)}{pad}}}\n"
+
+
+_DECLARATIONS = ("tensors", "scalars", "summaries")
+
+
+def _has_declarations(cls: type) -> bool:
+    """Whether expressions of this node may name what the node itself declares; they are written after the declarations."""
+    return any(name in _DECLARATIONS for name in _block_fields(cls))
+
+
+def _is_bare_body(cls: type) -> bool:
+    """Whether the node's children stand in its braces directly, without the field's name."""
+    return len(_block_fields(cls)) == 1 and not _has_declarations(cls)
 
 
 def _format_block(name: str, children: tuple, indent: int) -> str:
@@ -164,12 +183,12 @@ class _Token:
     start: int
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _block_fields(cls: type) -> tuple[str, ...]:
     """Fields whose values are nodes or tuples of nodes."""
     return tuple(f.name for f in dataclasses.fields(cls) if f.compare and _holds_nodes(_hints(cls)[f.name]))
@@ -265,12 +284,16 @@ class _Parser:
 
     def blocks(self, cls: type, fields: dict[str, Any]) -> None:
         names = _block_fields(cls)
-        if len(names) == 1:
+        if _is_bare_body(cls):
             fields[names[0]] = self.shape(cls, names[0], self.children())
             return
         self.lines()
         while not self.take("}"):
             name = self.name()
+            if self.take("="):
+                fields[name] = self.value(_hints(cls)[name])
+                self.lines()
+                continue
             self.expect("{")
             if name not in names:
                 raise self.error(f"no part `{name}` here")
@@ -453,4 +476,4 @@ def parse_expr(text: str, types: dict[str, str] | None = None) -> Expr:
     return node
 
 
-__all__ = ["format_expr", "parse_expr", "format_program", "parse_program", "format_node", "BOOL"]
+__all__ = ["format_expr", "format_node", "format_program", "parse_expr", "parse_program"]
