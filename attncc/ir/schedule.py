@@ -11,8 +11,10 @@ stage there is a full and an empty barrier:
 
 A role has one position in each channel; commit (producer) and release (consumer) move it on. `kind` says what completes a
 stage: "tma" (bytes arrive), "cp_async" (copies of the same threads, waited for by group), "mbarrier" (threads or an MMA
-arrive). For a "cp_async" channel the role that copies also consumes, there are no barriers between roles: `CopyWait`
-waits until at most `pending` later groups are in flight and `Sync` makes all warps' copies visible.
+arrive). For a "cp_async" channel the role that copies also consumes, there are no barriers between roles: in a finished
+schedule it has no Acquire and no Wait; `CopyWait` waits until at most `pending` later groups are in flight, `Sync` makes all
+warps' copies visible and keeps a stage from being refilled while another warp reads it, and Release makes no code but
+moves the position on. A Commit whose Copy was skipped by an `If` closes an empty group, so that counts stay the same.
 
 **MMA** operations are asynchronous when `asynchronous` is set (WGMMA, tcgen05): operands may not be overwritten and the result not
 be read until an MmaWait with few enough pending groups.
@@ -34,6 +36,9 @@ from attncc.ir.expr import Expr
 from attncc.ir.tile import ColLet, Finalize, Let, Mask, Remark, RowLet, Score, Store, TileTable, Weights
 
 BLOCK_VARIABLES = ("block_x", "block_y", "block_z")
+GROUP_VARIABLE = "group"
+BLOCK_BARRIER = "block"
+"""The barrier of all threads of the block; it needs no declaration."""
 GROUP_VARIABLE = "group"
 """In a role of several warp groups: the number of the group that runs the body, from 0."""
 CHANNEL_KINDS = ("tma", "cp_async", "mbarrier")
@@ -145,9 +150,10 @@ class Release:
 
 @dataclass(frozen=True)
 class Sync:
-    """All threads of `barrier` meet; "block" is the whole thread block."""
+    """Arrives at `barrier` and waits until all its threads have arrived; "block" is the whole thread block."""
 
     barrier: str
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,7 @@ class Arrive:
     """Arrives at a named barrier without waiting (the ping-pong between consumer warp groups)."""
 
     barrier: str
+    offset: int = 0
 
 
 @dataclass(frozen=True)
