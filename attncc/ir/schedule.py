@@ -19,8 +19,12 @@ moves the position on. A Commit whose Copy was skipped by an `If` closes an empt
 **MMA** operations are asynchronous when `asynchronous` is set (WGMMA, tcgen05): operands may not be overwritten and the result not
 be read until an MmaWait with few enough pending groups.
 
+**Weights** are made in place: SoftmaxStep and Weights (with `weights` = `scores`) turn the float32 score tile into weights; a
+Convert then rounds them into the MMA operand.
+
 **Expressions** use the L2 names plus names bound by Let; `block_x`, `block_y`, `block_z` are the block's indices, `group`
-the warp group's number within its role.
+the warp group's number within its role. A Let is visible from where it stands to the end of the body it stands in. The
+prelude binds `q_tiles`, `kv_tiles`, `q_tile`, `b`, `h`, `hkv`; `kv_tile` is bound where a tile is worked on.
 
 A group's rows of a shared buffer of tile_m rows are private to it where it alone reads and writes them: Q and its alias OUT are
 laid out group by group, so no other group needs to be waited for before OUT is written over Q.
@@ -36,7 +40,6 @@ from attncc.ir.expr import Expr
 from attncc.ir.tile import ColLet, Finalize, Let, Mask, Remark, RowLet, Score, Store, TileTable, Weights
 
 BLOCK_VARIABLES = ("block_x", "block_y", "block_z")
-GROUP_VARIABLE = "group"
 BLOCK_BARRIER = "block"
 """The barrier of all threads of the block; it needs no declaration."""
 GROUP_VARIABLE = "group"
@@ -153,7 +156,6 @@ class Sync:
     """Arrives at `barrier` and waits until all its threads have arrived; "block" is the whole thread block."""
 
     barrier: str
-    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,6 @@ class Arrive:
     """Arrives at a named barrier without waiting (the ping-pong between consumer warp groups)."""
 
     barrier: str
-    offset: int = 0
 
 
 @dataclass(frozen=True)
