@@ -1,0 +1,36 @@
+"""Compilation targets as values, and how they are found."""
+
+from __future__ import annotations
+
+from attncc.diagnostics import Span, did_you_mean, fail
+from attncc.targets.ampere import ADA, AMPERE
+from attncc.targets.hopper import HOPPER
+from attncc.targets.target import CAPABILITIES, Mma, Rates, RegisterPlan, Target
+
+TARGETS: dict[str, Target] = {t.name: t for t in (HOPPER, AMPERE, ADA)}
+"""Every target, best first."""
+
+
+def get_target(name: str, span: Span | None = None) -> Target:
+    """The target called `name`; AttnError E401 with the known names otherwise."""
+    if name in TARGETS:
+        return TARGETS[name]
+    raise fail(
+        "E401",
+        f"unknown target `{name}`",
+        span,
+        notes=(f"the targets are {', '.join(TARGETS)}",),
+        hint=did_you_mean(name, TARGETS),
+    )
+
+
+def target_for_arch(arch: str) -> Target | None:
+    """The best target whose kernels run on a GPU of architecture `arch`, such as `sm_90`; None when there is none."""
+    names = (arch, f"{arch}a")
+    for target in TARGETS.values():
+        if any(n in target.archs for n in names):
+            return target
+    return None
+
+
+__all__ = ["CAPABILITIES", "TARGETS", "Mma", "Rates", "RegisterPlan", "Target", "get_target", "target_for_arch"]

@@ -1,0 +1,64 @@
+"""The mma.sync family: cp.async copies and synchronous products by each warp. One code path, several sets of limits."""
+
+from dataclasses import replace
+
+from attncc.targets.target import Mma, Rates, Target
+
+AMPERE = Target(
+    name="ampere",
+    title="Ampere (A100); its code also runs on Hopper",
+    templates="ampere",
+    archs=("sm_80", "sm_87", "sm_90", "sm_90a"),
+    capabilities=frozenset({"cp_async", "named_barriers"}),
+    mma=Mma(m=16, warps=1, n_step=8, n_max=256, k=16),
+    group_warps=1,
+    group_rows=(32, 16),
+    groups=(4, 8),
+    shared_limit=163 * 1024,
+    shared_sm=164 * 1024,
+    registers_sm=65536,
+    registers_thread=255,
+    fragment_limit=((4, 232), (8, 232)),
+    register_plans=(),
+    max_threads=1024,
+    dtypes=("bf16", "f16"),
+    dim_step=8,
+    dim_max=256,
+    dim_padding=32,
+    tile_n_step=16,
+    tile_n_max=128,
+    stages=1,
+    memory_spaces=("global", "shared", "register"),
+    rates=Rates(
+        sms=108,
+        clock_ghz=1.41,
+        tensor_flops=2048,
+        mufu=16,
+        issue=4,
+        issue_share=(0.45, 0.60, 0.65, 0.70),
+        shared_bytes=128,
+        dram_gbps=1940.0,
+        l2_bytes=40 * 2**20,
+        tile_overhead=2.0,
+        tensor_share=0.75,
+        source="A100 SXM data sheet and NVIDIA's CUDA programming guide; shares are estimates, not measured",
+    ),
+)
+
+ADA = replace(
+    AMPERE,
+    name="ada",
+    title="small shared memory: GeForce and workstation Ampere, Ada, consumer Blackwell",
+    archs=("sm_89", "sm_86", "sm_120a", "sm_120", "sm_121a"),
+    shared_limit=99 * 1024,
+    shared_sm=100 * 1024,
+    rates=replace(
+        AMPERE.rates,
+        sms=142,
+        clock_ghz=2.3,
+        tensor_flops=1024,
+        dram_gbps=864.0,
+        l2_bytes=96 * 2**20,
+        source="L40S data sheet and NVIDIA's CUDA programming guide; shares are estimates, not measured",
+    ),
+)

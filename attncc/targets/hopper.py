@@ -1,0 +1,49 @@
+"""Hopper: TMA copies, asynchronous warp-group products, register reallocation between roles."""
+
+from attncc.targets.target import Mma, Rates, RegisterPlan, Target
+
+HOPPER = Target(
+    name="hopper",
+    title="Hopper (H100, H200)",
+    templates="hopper",
+    archs=("sm_90a",),
+    capabilities=frozenset(
+        {
+            "cp_async", "tma", "tma_store", "mbarrier", "roles", "async_mma", "mma_shared_operands", "set_registers",
+            "named_barriers",
+        }
+    ),
+    mma=Mma(m=64, warps=4, n_step=8, n_max=256, k=16),
+    group_warps=4,
+    group_rows=(64,),
+    groups=(3, 2, 1),
+    shared_limit=227 * 1024,
+    shared_sm=228 * 1024,
+    registers_sm=65536,
+    registers_thread=255,
+    fragment_limit=((8, 216), (12, 128)),
+    register_plans=(RegisterPlan(1, 56, 240), RegisterPlan(2, 24, 240), RegisterPlan(3, 32, 160)),
+    max_threads=1024,
+    dtypes=("bf16", "f16"),
+    dim_step=8,
+    dim_max=256,
+    dim_padding=32,
+    tile_n_step=16,
+    tile_n_max=256,
+    stages=2,
+    memory_spaces=("global", "shared", "register"),
+    rates=Rates(
+        sms=132,
+        clock_ghz=1.7,
+        tensor_flops=4096,
+        mufu=16,
+        issue=4,
+        issue_share=(0.30, 0.45, 0.49, 0.50),
+        shared_bytes=128,
+        dram_gbps=3021.0,
+        l2_bytes=50 * 2**20,
+        tile_overhead=1.8,
+        tensor_share=0.78,
+        source="H100 SXM: unit rates, copy bandwidth and the issue share of attention kernels were measured on the device",
+    ),
+)  # fmt: skip
