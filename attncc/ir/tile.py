@@ -26,8 +26,15 @@ FULL, PARTIAL = "full", "partial"
 
 TILE_VARIABLES = ("q_tile", "kv_tile", "t", "q_tiles", "kv_tiles")
 """Tile indices, the position `t` in the current segment, and the tile counts ceil(seq / tile)."""
+LSE = "LSE"
+"""The value that holds the log-sum-exp of each row; Finalize sets it."""
 ELEMENT = "qk"
 """In a Score or Mask expression: the element as it stands (before the first Score: the raw dot product)."""
+
+
+def extent_name(tensor: str, axis: int) -> str:
+    """The variable that holds the extent of a tensor's dimension, where the declaration leaves it open."""
+    return f"__extent_{axis}_{tensor}"
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,8 @@ class Weights:
 class Finalize:
     """accumulator := accumulator / l (softmax, after adding the sink's term to l), or * weight_scale.
 
-    Rows with l = 0 become 0. `lse` := ln(2) * multiplier * m + ln(l); -inf for an empty row.
+    Rows with l = 0 (before the sink's term) become 0. The value LSE := ln(2) * multiplier * m + ln(l); -inf for an empty row
+    and for the unnormalised kinds.
     """
 
     accumulator: str

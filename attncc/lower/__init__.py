@@ -1,0 +1,1 @@
+"""From one IR level to the next."""
