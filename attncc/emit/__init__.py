@@ -1,0 +1,13 @@
+"""From an L3 schedule to the text of a Python file that holds the kernel."""
+
+from __future__ import annotations
+
+from attncc.ir.schedule import Schedule
+
+
+def emit(schedule: Schedule) -> str:
+    """The generated file for `schedule`: CuTe-DSL source that imports `attncc.device`. Deterministic."""
+    from attncc.emit.render import render
+    from attncc.emit.view import view_of
+
+    return render(view_of(schedule))

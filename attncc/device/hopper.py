@@ -1,0 +1,202 @@
+"""Hopper primitives: TMA tiles, mbarrier rings, WGMMA and the epilogue through shared memory.
+
+Shared tiles are `copies` tiles of rows x cols, row major and swizzled over the widest power of two that divides a row (128, 64
+or 32 bytes), so that a tile may be an operand of WGMMA with either dimension contracted and the target of a TMA box.
+A ring has `stages` pairs of barriers, the full ones first.
+"""
+
+import cutlass
+import cutlass.cute as cute
+import cutlass.pipeline as pipeline
+from cutlass import Float32, Int32, Int64
+from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warp, warpgroup
+from cutlass.tensor_utils import LayoutEnum
+from cutlass.utils import sm90 as _sm90
+
+from attncc.device import softmax
+
+WARP = 32
+GROUP = 128
+GROUP_WARPS = 4
+WARP_ROWS = 16
+ROWS = 64
+"""Rows of a warp group's product (wgmma m64)."""
+
+
+def tile_layout(dtype, rows: int, cols: int, copies: int = 1, stride: int = 0):
+    """The layout (rows, cols, copies) of swizzled shared tiles, one every `stride` elements (0: densely)."""
+    kind = _sm90.get_smem_layout_atom(LayoutEnum.ROW_MAJOR, dtype, cols)
+    atom = warpgroup.make_smem_layout_atom(kind, dtype)
+    tile = cute.tile_to_shape(atom, (rows, cols), order=(0, 1))
+    outer = cute.append(tile.outer, cute.make_layout(copies, stride=stride or rows * cols))
+    return cute.make_composed_layout(tile.inner, 0, outer)
+
+
+def allocate(memory, dtype, size: int):
+    """`size` bytes of shared memory for tiles of `dtype`."""
+    return memory.allocate_array(dtype, size * 8 // dtype.width, byte_alignment=1024)
+
+
+def shared_tile(pointer, dtype, rows: int, cols: int, copies: int, stride: int):
+    """The memory at `pointer` as tiles of `tile_layout`."""
+    layout = tile_layout(dtype, rows, cols, copies, stride)
+    return cute.make_tensor(cute.recast_ptr(pointer, layout.inner, dtype), layout.outer)
+
+
+def by_head(tensor):
+    """(batch, seq, heads, dim) seen as (seq, dim, heads, batch)."""
+    return cute.make_tensor(tensor.iterator, cute.select(tensor.layout, mode=[1, 3, 2, 0]))
+
+
+def load_atom(tensor, rows: int, cols: int):
+    """The TMA descriptor that loads rows x cols boxes of `tensor` (batch, seq, heads, dim), and its coordinate tensor."""
+    op = cpasync.CopyBulkTensorTileG2SOp()
+    layout = cute.slice_(tile_layout(tensor.element_type, rows, cols), (None, None, 0))
+    return cpasync.make_tiled_tma_atom(op, by_head(tensor), layout, (rows, cols))
+
+
+def store_atom(tensor, rows: int, cols: int):
+    """As `load_atom`, for stores. Rows and columns past the tensor's end are not written."""
+    op = cpasync.CopyBulkTensorTileS2GOp()
+    layout = cute.slice_(tile_layout(tensor.element_type, rows, cols), (None, None, 0))
+    return cpasync.make_tiled_tma_atom(op, by_head(tensor), layout, (rows, cols))
+
+
+def boxes(atom, tile, coordinates, head, batch):
+    """(shared copies, boxes of the tensor's (head, batch)) as the two sides of a TMA copy."""
+    rows, cols = cute.size(tile, mode=[0]), cute.size(tile, mode=[1])
+    source = cute.local_tile(coordinates[None, None, head, batch], (rows, cols), (None, 0))
+    sides = cute.group_modes(tile, 0, 2), cute.group_modes(source, 0, 2)
+    return cpasync.tma_partition(atom, 0, cute.make_layout(1), *sides)
+
+
+def make_ring(memory, stages: int):
+    return memory.allocate_array(Int64, 2 * stages, byte_alignment=8)
+
+
+def init_ring(ring, stages: int, arrivals: int):
+    """One thread, once: a stage is full after one arrival (and its bytes), empty after `arrivals` warp groups left it."""
+    for i in range(stages):
+        cute.arch.mbarrier_init(ring + i, 1)
+        cute.arch.mbarrier_init(ring + stages + i, arrivals * GROUP_WARPS)
+
+
+def ring_position(stages: int, producer: bool):
+    """A role's place in a ring: stage and phase; `advance()` moves it on."""
+    user = pipeline.PipelineUserType.Producer if producer else pipeline.PipelineUserType.Consumer
+    return pipeline.make_pipeline_state(user, stages)
+
+
+def acquire(ring, at, stages: int):
+    """Waits until the stage is empty."""
+    cute.arch.mbarrier_wait(ring + stages + at.index, at.phase)
+
+
+def copy_tile(atom, sides, ring, at, first_box, count: int, size: int):
+    """Starts the copies of `count` boxes (one tile of `size` bytes) into the stage; their arrival will mark it full."""
+    shared, source = sides
+    with cute.arch.elect_one():
+        cute.arch.mbarrier_arrive_and_expect_tx(ring + at.index, size)
+    for i in range(count):
+        cute.copy(atom, source[None, first_box + i], shared[None, at.index * count + i], tma_bar_ptr=ring + at.index)
+
+
+def wait(ring, at):
+    """Waits until the stage is full."""
+    cute.arch.mbarrier_wait(ring + at.index, at.phase)
+
+
+def release(ring, at, stages: int):
+    """Marks the stage as left by this warp; the last of a group's four warps makes the group's arrival."""
+    with cute.arch.elect_one():
+        cute.arch.mbarrier_arrive(ring + stages + at.index)
+
+
+def product(dtype, cols: int, transposed: bool, a_in_registers: bool):
+    """The WGMMA of one warp group for 64 x cols results: a . b^T (`transposed`, b is cols x depth) or a . b (b is depth x cols)."""
+    major = OperandMajorMode.K if transposed else OperandMajorMode.MN
+    source = warpgroup.OperandSource.RMEM if a_in_registers else warpgroup.OperandSource.SMEM
+    return _sm90.make_trivial_tiled_mma(
+        dtype, dtype, OperandMajorMode.K, major, Float32, (1, 1, 1), (ROWS, cols), a_source=source
+    )
+
+
+def accumulator(mma, cols: int):
+    return cute.make_rmem_tensor(mma.partition_shape_C((ROWS, cols)), Float32)
+
+
+def register_operand(mma, dtype, depth: int):
+    """A 64 x depth first operand in registers, in the order of the accumulator it is converted from."""
+    return cute.make_rmem_tensor(mma.partition_shape_A((ROWS, depth)), dtype)
+
+
+def first_operand(mma, tile, group):
+    """The descriptors of group `group`'s rows of a shared first operand."""
+    part = mma.get_slice(0)
+    return part.make_fragment_A(part.partition_A(tile))[None, None, None, group]
+
+
+def second_operand(mma, tile, transposed: bool):
+    """The descriptors of every copy of a shared second operand (rows x cols in memory)."""
+    part = mma.get_slice(0)
+    if not transposed:
+        rows, cols, copies = (cute.size(tile, mode=[i]) for i in range(3))
+        tile = cute.composition(tile, cute.make_ordered_layout((cols, rows, copies), order=(1, 0, 2)))
+    return part.make_fragment_B(part.partition_B(tile))
+
+
+def multiply(mma, result, a, b, accumulate: bool, pending: int):
+    """result (+)= a . b as one group of asynchronous WGMMAs; then waits for all but `pending` groups (negative: for none)."""
+    warpgroup.fence()
+    atom = cute.make_mma_atom(mma.op)
+    atom.set(warpgroup.Field.ACCUMULATE, accumulate)
+    for k in range(cute.size(a, mode=[2])):
+        cute.gemm(atom, result, a[None, None, k], b[None, None, k], result)
+        atom.set(warpgroup.Field.ACCUMULATE, True)
+    warpgroup.commit_group()
+    if pending >= 0:
+        warpgroup.wait_group(pending)
+
+
+def barrier_sync(number, threads: int):
+    cute.arch.barrier(barrier_id=number, number_of_threads=threads)
+
+
+def barrier_arrive(number, threads: int):
+    cute.arch.barrier_arrive(barrier_id=number, number_of_threads=threads)
+
+
+def next_group(group, groups: int):
+    """The number of the group after `group`, the first after the last."""
+    return Int32(cutlass.select_(group == groups - 1, Int32(0), group + 1))
+
+
+def stage_rows(mma, source, tile, group, thread):
+    """Writes an accumulator, rounded, to copy `group` of a shared tile (stmatrix) and shows it to the asynchronous proxy."""
+    dtype = tile.element_type
+    rounded = cute.make_rmem_tensor_like(source, dtype)
+    softmax.convert(rounded, source)
+    atom = cute.make_copy_atom(warp.StMatrix8x8x16bOp(transpose=False, num_matrices=4), dtype)
+    part = cute.make_tiled_copy_C(atom, mma).get_slice(thread % GROUP)
+    cute.copy(atom, part.retile(rounded), part.partition_D(tile[None, None, group]))
+    cute.arch.fence_proxy("async.shared", space="cta")
+
+
+@cute.jit
+def store_tile(atom, sides, box, copy, warp_in_group):
+    """The group's first warp stores copy `copy` of a shared tile to box `box`, and waits until it has been read."""
+    shared, target = sides
+    if warp_in_group == 0:
+        cute.copy(atom, shared[None, copy], target[None, box])
+        cute.arch.cp_async_bulk_commit_group()
+        cute.arch.cp_async_bulk_wait_group(0, read=True)
+
+
+@cute.jit
+def store_rows(numbers, target, first_row, seq_q, thread):
+    """One lane of each quad writes the quad's rows below `seq_q` of a vector over query positions."""
+    if thread % 4 == 0:
+        for r in cutlass.range_constexpr(cute.size(numbers)):
+            row = first_row + softmax.row_offset(r)
+            if row < seq_q:
+                target[row] = numbers[r]

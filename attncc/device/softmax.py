@@ -1,0 +1,188 @@
+"""Score tiles in registers: which element is where, and the online softmax on them.
+
+Both mma.sync m16n8 and wgmma m64nN leave a thread with the same part of a score tile: in each block of 16 rows the rows
+`lane // 4` and `lane // 4 + 8`, in each block of 8 columns the columns `2 * (lane % 4)` and the one after. So a thread owns
+
+    row    first_row + row_offset(r)         r = 0, 1, ... (two for each block of 16 rows)
+    column first_column + column_offset(c)   c = 0, 1, ... (two for each block of 8 columns)
+
+and four neighbouring lanes (a quad) share a row. `cells` views an accumulator as a (rows, columns) tensor in that numbering.
+
+Statistics of rows are register tensors with one element for each row a thread owns. The sum of a row is kept for each thread apart
+and added over the quad only in `finalize`.
+"""
+
+import math
+
+import cutlass.cute as cute
+from cutlass import Float32, Int32
+
+from attncc.device import arith
+
+LN_2 = math.log(2.0)
+CHAINS = 4
+"""Independent chains of a row's maximum; fewer leave the ALU waiting, more cost extra operations at the end."""
+
+
+def row_offset(r: int) -> int:
+    """Distance of a thread's row number `r` from its first."""
+    return 8 * (r % 2) + 16 * (r // 2)
+
+
+def column_offset(c: int) -> int:
+    """Distance of a thread's column number `c` from its first."""
+    return c % 2 + 8 * (c // 2)
+
+
+def first_row(thread):
+    """A thread's first row in the block of 16 rows of its warp."""
+    return (thread % 32) // 4
+
+
+def first_column(thread):
+    return 2 * (thread % 4)
+
+
+def values(count: int, kind):
+    """`count` numbers of type `kind` in registers."""
+    return cute.make_rmem_tensor((count,), kind)
+
+
+def cells(accumulator):
+    """An MMA accumulator ((2, 2, ...), blocks of rows, blocks of columns) as (rows, columns)."""
+    layout = accumulator.layout
+    shape, stride = layout.shape, layout.stride
+    rows = ((shape[0][1], shape[1]), (stride[0][1], stride[1]))
+    cols = ((shape[0][0], *shape[0][2:], shape[2]), (stride[0][0], *stride[0][2:], stride[2]))
+    view = cute.make_layout((rows[0], cols[0]), stride=(rows[1], cols[1]))
+    return cute.make_tensor(accumulator.iterator, view)
+
+
+def maximum(items: list):
+    """The largest of `items` by a few independent chains."""
+    chains = items[:CHAINS]
+    for i, item in enumerate(items[CHAINS:]):
+        chains[i % CHAINS] = arith.fmax(chains[i % CHAINS], item)
+    while len(chains) > 1:
+        chains = [arith.fmax(*chains[i : i + 2]) if i + 1 < len(chains) else chains[i] for i in range(0, len(chains), 2)]
+    return chains[0]
+
+
+def total(items: list):
+    """The sum of `items` by two independent chains."""
+    chains = items[:2]
+    for i, item in enumerate(items[2:]):
+        chains[i % 2] = chains[i % 2] + item
+    return chains[0] if len(chains) == 1 else chains[0] + chains[1]
+
+
+def quad_maximum(x):
+    """The largest `x` of the four lanes that share a row."""
+    for offset in (1, 2):
+        x = arith.fmax(x, cute.arch.shuffle_sync_bfly(x, offset=offset))
+    return x
+
+
+def quad_total(x):
+    """The sum of `x` over the four lanes that share a row."""
+    for offset in (1, 2):
+        x = x + cute.arch.shuffle_sync_bfly(x, offset=offset)
+    return x
+
+
+def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool):
+    """One score tile of the online softmax, in place: `scores` (rows, columns) become the weights 2**(multiplier * (x - m)).
+
+    `row_max` is in the scores' own units; `correction` gets the factor for what was accumulated before. With `first` the old
+    statistics are not read; with `guard` a row without any kept key gives weights 0 instead of NaN.
+    """
+    columns = cute.size(scores, mode=[1])
+    for r in range(cute.size(scores, mode=[0])):
+        old = row_max[r]
+        largest = maximum([scores[r, c] for c in range(columns)] + ([] if first else [old]))
+        largest = quad_maximum(largest)
+        row_max[r] = largest
+        if guard:
+            largest = arith.select(largest == -Float32.inf, Float32(0.0), largest)
+        shift = largest * Float32(-multiplier)
+        weights = [arith.exp2(cute.math.fma(scores[r, c], Float32(multiplier), shift)) for c in range(columns)]
+        for c in range(columns):
+            scores[r, c] = weights[c]
+        if first:
+            row_sum[r] = total(weights)
+        else:
+            correction[r] = arith.exp2(cute.math.fma(old, Float32(multiplier), shift))
+            row_sum[r] = total([cute.math.fma(row_sum[r], correction[r], weights[0]), *weights[1:]])
+
+
+def rescale(accumulator, factor):
+    """Row r of `accumulator` (rows, columns) is multiplied by `factor[r]`."""
+    for r in range(cute.size(accumulator, mode=[0])):
+        for c in range(cute.size(accumulator, mode=[1])):
+            accumulator[r, c] = accumulator[r, c] * factor[r]
+
+
+def convert(target, source):
+    """`target` := `source` rounded to target's type; the same registers in the same order, two at a time."""
+    pairs = cute.recast_tensor(target, Int32)
+    kind = "bf16x2" if target.element_type.__name__ == "BFloat16" else "f16x2"
+    flat = cute.make_tensor(source.iterator, cute.make_layout(cute.size(source)))
+    for i in range(cute.size(pairs)):
+        pairs[i] = cute.arch.inline_ptx(
+            f"cvt.rn.{kind}.f32 {{$w0}}, {{$r1}}, {{$r0}};",
+            write_only_types=[Int32],
+            read_only_args=[flat[2 * i], flat[2 * i + 1]],
+        )
+
+
+def finalize(accumulator, row_max, row_sum, lse, multiplier: float, sink=None):
+    """accumulator := accumulator / l, lse := ln(2) * multiplier * m + ln(l); a row without any kept key becomes 0 and -inf.
+
+    `sink` holds a natural-logarithm score for each row that enters l but has no value.
+    """
+    for r in range(cute.size(row_sum)):
+        top, length = row_max[r], quad_total(row_sum[r])
+        empty = length == 0.0
+        exponent = arith.select(empty, Float32(0.0), top * Float32(multiplier))
+        shrink = Float32(1.0)
+        if sink is not None:
+            extra = sink[r] * Float32(arith.LOG2_E)
+            highest = arith.fmax(exponent, extra)
+            shrink = arith.exp2(exponent - highest)
+            length = length * shrink + arith.exp2(extra - highest)
+            exponent = highest
+        row_sum[r] = arith.select(empty, Float32(0.0), shrink * arith.reciprocal(length))
+        lse[r] = arith.select(empty, -Float32.inf, (exponent + arith.log2(length)) * Float32(LN_2))
+    rescale(accumulator, row_sum)
+
+
+def scale_rows(accumulator, factor, lse):
+    """The end of an unnormalised reduction: each row times its factor; there is no LSE (-inf)."""
+    rescale(accumulator, factor)
+    no_lse(lse)
+
+
+def no_lse(lse):
+    for r in range(cute.size(lse)):
+        lse[r] = -Float32.inf
+
+
+def weigh(scores, kind: str, multiplier: float):
+    """Unnormalised weights in place: kind(multiplier * x), and 0 where x is -inf."""
+    function = WEIGHTS[kind]
+    for r in range(cute.size(scores, mode=[0])):
+        for c in range(cute.size(scores, mode=[1])):
+            x = scores[r, c]
+            weight = function(x * Float32(multiplier))
+            scores[r, c] = weight if kind in VANISHING else arith.select(x == -Float32.inf, Float32(0.0), weight)
+
+
+VANISHING = frozenset({"sigmoid", "relu"})
+"""Functions that are 0 at -inf without being asked."""
+WEIGHTS = {
+    "none": lambda x: x,
+    "relu": lambda x: arith.fmax(x, Float32(0.0)),
+    "sigmoid": arith.sigmoid,
+    "silu": lambda x: x * arith.sigmoid(x),
+    "gelu": lambda x: x * Float32(0.5) * (Float32(1.0) + arith.erf(x * Float32(math.sqrt(0.5)))),
+}

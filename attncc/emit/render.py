@@ -1,0 +1,68 @@
+"""Prints a View through the templates of its target.
+
+A target has two templates: `<target>/kernel.py.jinja`, the skeleton, and `<target>/ops.py.jinja`, a macro for each kind of Step. A
+macro that a target lacks is taken from `common/ops.py.jinja`. A macro takes one argument, the Step; `block(steps)` inside a
+template prints nested steps. Undefined names in a template are errors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+import attncc
+from attncc.emit.view import Step, View
+
+_PACKAGE = Path(attncc.__file__).resolve().parent
+TEMPLATE_FOLDERS = (_PACKAGE / "templates", _PACKAGE.parent / "templates")
+"""Inside an installed wheel, and in a checkout."""
+COMMON = "common/ops.py.jinja"
+
+
+def render(view: View) -> str:
+    """The generated file's text."""
+    printer = _Printer(view)
+    return printer.template(f"{view.schedule.target}/kernel.py.jinja").render(view=view)
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([str(f) for f in TEMPLATE_FOLDERS]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        line_comment_prefix="##",
+    )
+
+
+class _Printer:
+    """The macros of one target, and the functions that templates call."""
+
+    def __init__(self, view: View):
+        self.environment = _environment()
+        self.environment.globals.update(view=view, block=self.block, step=self.step, pad=pad)
+        target = self.template(f"{view.schedule.target}/ops.py.jinja").make_module()
+        self.modules = (target, self.template(COMMON).make_module())
+
+    def template(self, name: str) -> jinja2.Template:
+        return self.environment.get_template(name)
+
+    def step(self, step: Step) -> str:
+        """One operation's text; KeyError when no template has its macro."""
+        for module in self.modules:
+            macro = getattr(module, step.macro, None)
+            if macro is not None:
+                return str(macro(step)).strip("\n")
+        raise KeyError(f"no template prints {step.macro!r}")
+
+    def block(self, steps, width: int = 0) -> str:
+        """The steps one after the other, indented by `width` spaces; `pass` for none."""
+        text = "\n".join(self.step(s) for s in steps)
+        return pad(text or "pass", width)
+
+
+def pad(text: str, width: int) -> str:
+    """`text` with every line after an indent of `width` spaces, empty lines left empty."""
+    return "\n".join(" " * width + line if line.strip() else "" for line in str(text).split("\n"))
