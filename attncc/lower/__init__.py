@@ -1,1 +1,38 @@
-"""From one IR level to the next."""
+"""From one level of the compiler to the next. One file per transition, named for both ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attncc.diagnostics import fail
+from attncc.ir.attention import Attention
+from attncc.lower.tree_to_attention import lower
+from attncc.syntax import parse
+
+__all__ = ["load", "lower", "read"]
+
+
+def read(path_or_text) -> tuple[str, str]:
+    """(text, name for messages). A string that holds `{` or a newline is the text itself, anything else a path."""
+    if isinstance(path_or_text, str) and ("{" in path_or_text or "\n" in path_or_text):
+        return path_or_text, "<text>"
+    try:
+        data = Path(path_or_text).read_bytes()
+    except (OSError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        hint = "give the path of an .attn file, or a text that holds `attention name { ... }`"
+        raise fail("E003", f"cannot read {str(path_or_text)!r}: {reason}", hint=hint) from None
+    try:
+        return data.decode("utf-8"), str(path_or_text)
+    except UnicodeDecodeError as error:
+        message = f"{path_or_text} is not UTF-8: byte {error.start} is {data[error.start]:#04x}"
+        raise fail("E003", message, hint="save the file as UTF-8") from None
+
+
+def load(path_or_text, *, attention: str | None = None, **parameters) -> Attention:
+    """Parse and lower a text or a file; `attention` chooses by name when it holds several.
+
+    `parameters` are values for compile-time parameters. Raises AttnError.
+    """
+    text, name = read(path_or_text)
+    return lower(parse(text, name), parameters, attention)
