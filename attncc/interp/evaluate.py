@@ -201,7 +201,10 @@ def _kleene(op: str, args, poisons) -> torch.Tensor:
 
 
 class _Singular(torch.autograd.Function):
-    """An elementwise function whose derivative may be infinite: a zero gradient stays zero (0 * inf would be NaN)."""
+    """An elementwise function that keeps a zero gradient zero.
+
+    A masked position may hold inf or NaN, and its gradient is 0; multiplied by an infinite derivative it would be NaN.
+    """
 
     @staticmethod
     def forward(ctx, function, derivative, *args):
@@ -269,7 +272,7 @@ OPERATIONS = {
     "shr": lambda a, b: torch.bitwise_right_shift(a, b.clamp(0, 31)),
     "add": torch.add,
     "sub": torch.sub,
-    "mul": torch.mul,
+    "mul": _singular(torch.mul, lambda a, b: (b, a)),
     "div": _singular(torch.div, lambda a, b: (1 / b, -a / (b * b))),
     "floordiv": _floor_divide,
     "mod": _modulo,
@@ -278,17 +281,17 @@ OPERATIONS = {
     "pow": _singular(torch.pow, _pow_derivative),
     "min": torch.minimum,
     "max": torch.maximum,
-    "abs": torch.abs,
+    "abs": _singular(torch.abs, lambda a: (torch.sign(a),)),
     "exp": _singular(torch.exp, lambda a: (torch.exp(a),)),
     "exp2": _singular(torch.exp2, lambda a: (torch.exp2(a) * LN2,)),
     "log": _singular(torch.log, lambda a: (1 / a,)),
     "log2": _singular(torch.log2, lambda a: (1 / (a * LN2),)),
     "sqrt": _singular(torch.sqrt, lambda a: (0.5 / torch.sqrt(a),)),
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "erf": torch.erf,
-    "sin": torch.sin,
-    "cos": torch.cos,
+    "tanh": _singular(torch.tanh, lambda a: (1 - torch.tanh(a) ** 2,)),
+    "sigmoid": _singular(torch.sigmoid, lambda a: (torch.sigmoid(a) * (1 - torch.sigmoid(a)),)),
+    "erf": _singular(torch.erf, lambda a: (torch.exp(-a * a) * (2 / math.sqrt(math.pi)),)),
+    "sin": _singular(torch.sin, lambda a: (torch.cos(a),)),
+    "cos": _singular(torch.cos, lambda a: (-torch.sin(a),)),
     "to_int": _to_int,
 }
 """Every operator of `attncc.ir.expr.OPS` except `to_float`, which depends on the float type in use."""
