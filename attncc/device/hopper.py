@@ -6,9 +6,7 @@ A ring has `stages` pairs of barriers, the full ones first.
 """
 
 import cutlass
-import cutlass.cute as cute
-import cutlass.pipeline as pipeline
-from cutlass import Float32, Int32, Int64
+from cutlass import Float32, Int32, Int64, cute, pipeline
 from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warp, warpgroup
 from cutlass.tensor_utils import LayoutEnum
 from cutlass.utils import sm90 as _sm90

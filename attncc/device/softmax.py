@@ -14,8 +14,7 @@ and added over the quad only in `finalize`.
 
 import math
 
-import cutlass.cute as cute
-from cutlass import Float32, Int32
+from cutlass import Float32, Int32, cute
 
 from attncc.device import arith
 

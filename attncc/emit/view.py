@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping
 
 from attncc.emit.expressions import Names, literal, local_name, names_of, scalar_name, tensor_name, to_statements
 from attncc.ir import schedule as l3
 from attncc.ir.attention import Attention
 from attncc.ir.expr import BOOL, FLOAT, INT, Expr, const, floordiv, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
-from attncc.ir.tile import TILE_COUNT, TILE_LIST, ColLet, RowLet, Store
 from attncc.ir.text import format_program
+from attncc.ir.tile import TILE_COUNT, TILE_LIST, ColLet, RowLet, Store
 
 DSL_TYPES = {
     INT: "Int32", FLOAT: "Float32", BOOL: "Boolean",

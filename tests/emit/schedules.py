@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from attncc.ir.attention import Attention
-from attncc.ir.expr import TRUE, ZERO, Expr, add, const, floordiv, minimum, mul, sub, var
+from attncc.ir.expr import TRUE, ZERO, Expr, add, apply, const, floordiv, minimum, mul, sub, var
 from attncc.ir.schedule import (
-    Acquire, Arrive, Barrier, Buffer, Channel, Commit, Convert, Copy, Fill, For, If, Mma, MmaWait, Release, Rescale, Role,
-    Schedule, SetRegisters, SoftmaxStep, Sync, Wait,
+    Acquire,
+    Arrive,
+    Barrier,
+    Buffer,
+    Channel,
+    Commit,
+    Convert,
+    Copy,
+    Fill,
+    For,
+    If,
+    Mma,
+    MmaWait,
+    Release,
+    Rescale,
+    Role,
+    Schedule,
+    SetRegisters,
+    SoftmaxStep,
+    Sync,
+    Wait,
 )  # fmt: skip
-from attncc.ir.expr import apply
 from attncc.ir.tile import Finalize, Let, Mask, Score, Store, Weights
 
 LOG2_E = 1.4426950408889634
