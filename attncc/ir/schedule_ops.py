@@ -1,0 +1,122 @@
+"""Walking and rewriting the operations of a schedule: what the L3 passes, the checker and the interpreter share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Callable, Iterator
+
+from attncc.ir import schedule as l3
+from attncc.ir.expr import Expr, variables
+from attncc.ir.tile import LSE, ColLet, Let, RowLet
+
+STATISTICS = ("row_max", "row_sum")
+"""Buffers that Finalize reads besides its accumulator (softmax only); it writes LSE."""
+
+
+def operations(body: tuple) -> Iterator:
+    """Every operation of `body` in reading order, those of nested bodies after the one that holds them."""
+    for op in body:
+        yield op
+        yield from operations(getattr(op, "body", ()))
+
+
+def rewrite(body: tuple, rule: Callable) -> tuple:
+    """`body` with each operation replaced by what `rule(op)` gives (a tuple of operations), innermost bodies first."""
+    out: list = []
+    for op in body:
+        if hasattr(op, "body"):
+            op = dataclasses.replace(op, body=rewrite(op.body, rule))
+        out.extend(rule(op))
+    return tuple(out)
+
+
+def expressions(op) -> tuple[Expr, ...]:
+    """The expressions that stand in an operation's own fields."""
+    values = (getattr(op, f.name) for f in dataclasses.fields(op))
+    return tuple(v for v in values if isinstance(v, Expr))
+
+
+def names_read(op) -> frozenset[str]:
+    """Variables that an operation's own expressions read; whoever reads an element index reads the tile index it is made of."""
+    names = frozenset().union(*(variables(e) for e in expressions(op)))
+    implied = {"kv_idx": "kv_tile", "q_idx": "q_tile"}
+    return names | {implied[n] for n in names if n in implied}
+
+
+def drop_unused_lets(body: tuple) -> tuple:
+    """`body` without lets that nothing reads, and without loops and conditionals that do nothing."""
+    while True:
+        used = frozenset().union(*(names_read(op) for op in operations(body)))
+
+        def keep(op):
+            dead = isinstance(op, (Let, RowLet, ColLet)) and op.name not in used
+            empty = isinstance(op, (l3.If, l3.For)) and not op.body
+            return () if dead or empty else (op,)
+
+        smaller = rewrite(body, keep)
+        if smaller == body:
+            return body
+        body = smaller
+
+
+def buffers_read(op) -> tuple[str, ...]:
+    """Buffers whose contents `op` reads."""
+    if isinstance(op, l3.Mma):
+        return (op.a, op.b, op.dst) if op.accumulate else (op.a, op.b)
+    if isinstance(op, l3.SoftmaxStep):
+        return (op.scores,) if op.first else (op.scores, op.row_max, op.row_sum)
+    if isinstance(op, (l3.Score, l3.Mask)):
+        return (op.dst,)
+    if isinstance(op, l3.Weights):
+        return (op.scores,)
+    if isinstance(op, l3.Rescale):
+        return (op.dst, op.factor)
+    if isinstance(op, l3.Finalize):
+        return (op.accumulator, *(STATISTICS if op.kind == "softmax" else ()))
+    if isinstance(op, (l3.Convert, l3.Store)):
+        return (op.src,)
+    return ()
+
+
+def buffers_written(op) -> tuple[str, ...]:
+    """Buffers that `op` writes (a Copy writes its channel's buffer, which is not named here)."""
+    if isinstance(op, l3.SoftmaxStep):
+        return (op.scores, op.row_max, op.row_sum, *(() if op.first else (op.correction,)))
+    if isinstance(op, l3.Weights):
+        return (op.weights,)
+    if isinstance(op, l3.Finalize):
+        return op.accumulator, LSE
+    if isinstance(op, (l3.Mma, l3.Score, l3.Mask, l3.Rescale, l3.Convert, l3.Fill)):
+        return (op.dst,)
+    return ()
+
+
+def role_named(schedule: l3.Schedule, name: str) -> l3.Role:
+    return next(r for r in schedule.roles if r.name == name)
+
+
+def replace_role(schedule: l3.Schedule, role: l3.Role, **changes) -> l3.Schedule:
+    """`schedule` with fields of `role` changed."""
+    new = dataclasses.replace(role, **changes)
+    return dataclasses.replace(schedule, roles=tuple(new if r is role else r for r in schedule.roles))
+
+
+def compute_role(schedule: l3.Schedule) -> l3.Role:
+    """The role that owns the score tile (it has the SoftmaxStep or Weights)."""
+    kinds = (l3.SoftmaxStep, l3.Weights)
+    return next(r for r in schedule.roles if any(isinstance(op, kinds) for op in operations(r.body)))
+
+
+def remark(schedule: l3.Schedule, by: str, text: str) -> l3.Schedule:
+    """`schedule` with one more remark for `explain`."""
+    return dataclasses.replace(schedule, remarks=(*schedule.remarks, l3.Remark(by, text)))
+
+
+def shared_bytes(schedule: l3.Schedule, bytes_of: Callable[[str], int]) -> int:
+    """Bytes of shared memory of all buffers, those that share memory counted once at the largest."""
+    sizes: dict[str, int] = {}
+    for b in schedule.buffers:
+        if b.space == "shared":
+            owner = b.alias or b.name
+            sizes[owner] = max(sizes.get(owner, 0), b.rows * b.cols * bytes_of(b.dtype) * b.stages)
+    return sum(sizes.values())

@@ -1,0 +1,1 @@
+"""Passes over L3. One file for each; `attncc.pipeline` lists them for each target."""

@@ -1,0 +1,64 @@
+"""Drops the guard against rows without a key where every row is known to have one.
+
+    before  softmax_step ..., guard=true          after   softmax_step ..., guard=false
+
+Known is: scores are finite, and the tile is not masked or only at the end of the keys (each tile visited has at least one
+key), or the first tile was already of that kind. Without this pass every step tests each row's maximum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from attncc.ir import schedule as l3
+from attncc.ir.expr import FLOAT, Expr, apply, conjuncts, var, walk
+from attncc.ir.schedule_ops import compute_role, operations, replace_role
+from attncc.ir.tile import Mask, Score
+from attncc.targets import Target
+
+WILD = frozenset({"div", "pow", "exp", "exp2", "log", "log2", "sqrt"})
+"""Operators whose result may be infinite for finite arguments."""
+END = apply("lt", var("kv_idx"), var("seq_kv"))
+
+
+def drop_guards(schedule: l3.Schedule, target: Target) -> l3.Schedule:
+    """`schedule` with `guard=false` in the steps of the computing role that need none."""
+    role = compute_role(schedule)
+    lets = {op.name: op.expr for op in operations(role.body) if hasattr(op, "name") and hasattr(op, "expr")}
+    if not all(is_finite(op.expr, lets) for op in operations(role.body) if isinstance(op, Score)):
+        return schedule
+    body, _ = _drop(role.body, False)
+    return replace_role(schedule, role, body=body)
+
+
+def _drop(body: tuple, seen: bool) -> tuple[tuple, bool]:
+    """`body` without needless guards, and whether every row has a key after it; `seen`: whether it has one before."""
+    out, open_mask = [], False
+    for op in body:
+        if isinstance(op, Mask):
+            open_mask = open_mask or any(c is not END for c in conjuncts(op.expr))
+        elif isinstance(op, l3.SoftmaxStep):
+            safe = seen or not open_mask
+            op = dataclasses.replace(op, guard=not safe)
+            seen, open_mask = safe, False
+        elif isinstance(op, l3.If):
+            inner, _ = _drop(op.body, seen)
+            op = dataclasses.replace(op, body=inner)
+        elif isinstance(op, l3.For):
+            inner, _ = _drop(op.body, seen)
+            op = dataclasses.replace(op, body=inner)
+        out.append(op)
+    return tuple(out), seen
+
+
+def is_finite(e: Expr, lets: dict[str, Expr]) -> bool:
+    """Whether `e` is finite whenever the raw score is, without looking at the caller's data."""
+    for node in walk(e):
+        if node.op in WILD or (node.op == "load" and node.type == FLOAT):
+            return False
+        if node.op == "const" and node.type == FLOAT and node.value - node.value != 0.0:
+            return False
+        if node.op == "var" and node.type == FLOAT and node.value != "qk":
+            if node.value not in lets or not is_finite(lets[node.value], lets):
+                return False
+    return True

@@ -1,0 +1,53 @@
+"""Lets the computing groups take turns at the tensor cores: one multiplies while the others do softmax.
+
+    before  for each tile { wait K; mma S; wait V; mma O; mma_wait 1; ... }
+    after   barrier name=turn, copies=groups, threads=two groups
+            if group == groups - 1 { arrive turn }
+            for each tile { wait K; sync turn; mma S; wait V; mma O; arrive turn; mma_wait 1; ... }
+
+(FlashAttention-3, section 3.1.) A group waits for its own turn and gives the turn to the next; the last group gives the
+first one. Worth it where softmax takes a good part of a tile's time and groups are not held back by shared registers.
+Asks for: named_barriers, and overlapped loops. Without this pass the groups drift and their products may collide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from attncc.ir import schedule as l3
+from attncc.ir.expr import apply, const, var
+from attncc.ir.schedule_ops import compute_role, replace_role
+from attncc.passes.schedule.overlap_softmax_with_mma import is_overlapped
+from attncc.targets import Target
+
+TURN = "turn"
+LARGEST_DIM = 128
+"""Above this head dim the products take so long that softmax is hidden anyway."""
+
+
+def ping_pong(schedule: l3.Schedule, target: Target) -> l3.Schedule:
+    """`schedule` with a turn barrier for each group; unchanged for one group, long head dims or loops that do not overlap."""
+    role = compute_role(schedule)
+    a = schedule.attention
+    if not target.has("named_barriers") or role.groups < 2 or max(a.dim_qk, a.dim_v) > LARGEST_DIM:
+        return schedule
+    if not is_overlapped(schedule):
+        return schedule
+    threads = 2 * role.warps * 32 // role.groups
+    barrier = l3.Barrier(TURN, threads, role.groups)
+    give_first = l3.If(apply("eq", var(l3.GROUP_VARIABLE), const(role.groups - 1)), (l3.Arrive(TURN),))
+    body = tuple(_in_turns(op) if isinstance(op, l3.If) else op for op in role.body)
+    schedule = replace_role(schedule, role, body=(give_first, *body))
+    return dataclasses.replace(schedule, barriers=(*schedule.barriers, barrier))
+
+
+def _in_turns(outer: l3.If) -> l3.If:
+    return dataclasses.replace(outer, body=tuple(_loop(op) if isinstance(op, l3.For) else op for op in outer.body))
+
+
+def _loop(loop: l3.For) -> l3.For:
+    """The turn is taken before the first product of the body and given on after the last."""
+    products = [i for i, op in enumerate(loop.body) if isinstance(op, l3.Mma)]
+    first, last = products[0], products[-1]
+    body = (*loop.body[:first], l3.Sync(TURN), *loop.body[first : last + 1], l3.Arrive(TURN), *loop.body[last + 1 :])
+    return dataclasses.replace(loop, body=body)
