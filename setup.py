@@ -1,7 +1,7 @@
 """What pyproject.toml cannot say: two data folders at the root of the repository are packages of the wheel.
 
 `spec/` and `templates/` stand at the root, where they are read and edited; in a wheel they are `attncc/spec` and
-`attncc/templates`. `attncc.syntax.resources` and `attncc.emit.resources` find them in both places.
+`attncc/templates`. `attncc.syntax.resources` finds them in both places.
 """
 
 from setuptools import find_namespace_packages, setup

@@ -51,7 +51,7 @@ def test_imports_point_one_way(path):
     here = package(module(path))
     wrong = []
     for line, target in imports(path):
-        there = package(target) if target.split(".")[0] == "attncc" else None
+        there = package(target) if target.startswith("attncc.") else None
         if there is None or there == here or level(there) < level(here):
             continue
         wrong.append(f"{name(path)}:{line} imports {target}")

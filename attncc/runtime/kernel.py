@@ -1,0 +1,171 @@
+"""The object that `attncc.compile` gives: one attention, compiled for each kind of device it is called on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from attncc.diagnostics import Diagnostic, AttnError
+from attncc.ir.attention import Attention
+from attncc.ir.schedule import Schedule
+from attncc.ir.text import format_program
+from attncc.ir.tile import TileProgram
+from attncc.runtime import load, torch_op
+from attncc.runtime.build import Built, build
+from attncc.runtime.call import Caller
+from attncc.runtime.check import names as check_names
+from attncc.runtime.launch import Launcher, cpu_launcher, gpu_launcher
+from attncc.stages import Stages
+from attncc.targets import TARGETS, Target, get_target, target_for_arch
+
+
+class Kernel:
+    """A compiled attention. Call it with torch tensors; any number of threads may.
+
+    attention      L1, with its parameters filled in
+    target         the target it was compiled for, or None: the one that fits the tensors of each call
+    """
+
+    def __init__(self, attention: Attention, target: Target | None, lower: Callable[[Attention, Target], Stages]):
+        self.attention = attention
+        self.target = target
+        self.key = load.digest(format_program(attention), target.name if target else "")
+        self.caller = Caller(attention, self._launcher)
+        self._lower = lower
+        self._lock = threading.RLock()
+        self._stages: dict[str, Stages] = {}
+        self._built: dict[tuple[str, str], Built] = {}
+        self._launchers: dict[str, Launcher] = {}
+        torch_op.register(self)
+
+    def __call__(self, q, k, v, return_lse: bool = False, out=None, **arguments):
+        """Attention of q with k and v.
+
+        q            (batch, seq_q, heads_q, dim_qk), any strides with a contiguous last dimension
+        k, v         (batch, seq_kv, heads_kv, dim_qk or dim_v)
+        out          where the result goes; allocated when None
+        arguments    the spec's tensors and run-time scalars, by name
+        Returns (batch, seq_q, heads_q, dim_v) in the operands' type; with `return_lse` also the natural log-sum-exp of every
+        row, (batch, heads_q, seq_q) in float32. Raises AttnError naming the argument that does not fit.
+        """
+        if torch.compiler.is_compiling():
+            check_names(self.attention, arguments)
+            result = torch_op.traced(self, q, k, v, arguments)
+            result = result if out is None else (out.copy_(result[0]), result[1])
+        else:
+            result = self.caller(q, k, v, out, arguments)
+        return result if return_lse else result[0]
+
+    def stages(self, target: str | Target | None = None) -> Stages:
+        """Every level of this attention for `target` (default: this kernel's, the GPU's, or the best one there is)."""
+        chosen = self._target(target)
+        with self._lock:
+            if chosen.name not in self._stages:
+                self._stages[chosen.name] = self._lower(self.attention, chosen)
+            return self._stages[chosen.name]
+
+    @property
+    def source(self) -> str:
+        """The text of the generated file."""
+        return self.stages().source
+
+    @property
+    def path(self) -> Path:
+        """Where the generated file lies."""
+        return load.store(self.source, self.attention.name)
+
+    @property
+    def schedule(self) -> Schedule:
+        """L3."""
+        return self.stages().schedule
+
+    @property
+    def program(self) -> TileProgram:
+        """L2."""
+        return self.stages().tile
+
+    def explain(self, stage: str | None = None) -> str:
+        """A report: what each pass did, bytes, flops, tile classes; or the text of one level, "L1", "L2" or "L3"."""
+        from attncc.explain import explain
+
+        return explain(self.stages(), stage)
+
+    def dump(self, folder) -> list[Path]:
+        """Writes every level and the program after every pass to `folder`, in names that sort in pipeline order."""
+        from attncc.runtime.dump import dump
+
+        return dump(self.stages(), Path(folder))
+
+    def build(self, target: str | Target | None = None, chip: str | None = None) -> Built:
+        """Compiles for `chip` (default: the target's usual one); from the cache when it was compiled before. Needs no GPU."""
+        chosen = self._target(target)
+        chip = chip or chosen.archs[0]
+        with self._lock:
+            key = (chosen.name, chip)
+            if key not in self._built:
+                stages = self.stages(chosen)
+                self._built[key] = build(stages.source, stages.attention, chip)
+            return self._built[key]
+
+    def _target(self, target: str | Target | None) -> Target:
+        if isinstance(target, str):
+            return get_target(target)
+        hint = self.attention.target
+        if target or self.target:
+            return target or self.target
+        if hint.name:
+            return get_target(hint.name, hint.span)
+        here = target_for_arch(device_arch(torch.device("cuda"))) if torch.cuda.is_available() else None
+        return here or next(iter(TARGETS.values()))
+
+    def _launcher(self, device: torch.device) -> Launcher:
+        """What runs on `device`; compiled once for each architecture."""
+        arch = device_arch(device) if device.type == "cuda" else device.type
+        launcher = self._launchers.get(arch)
+        if launcher is None:
+            with self._lock:
+                launcher = self._launchers.get(arch) or self._make(device, arch)
+                self._launchers[arch] = launcher
+        return launcher
+
+    def _make(self, device: torch.device, arch: str) -> Launcher:
+        if device.type == "cuda":
+            target, chip = self._choose(device, arch)
+            stages = self.stages(target)
+            return gpu_launcher(self.build(target, chip), stages.schedule)
+        if self.target is not None or device.type != "cpu":
+            raise _wrong_device(self.target, device)
+        return cpu_launcher(self.stages().tile)
+
+    def _choose(self, device: torch.device, arch: str) -> tuple[Target, str]:
+        """The target and chip for a GPU; E331 when the wanted target does not run there."""
+        hint = self.attention.target
+        wanted = self.target or (get_target(hint.name, hint.span) if hint.name else target_for_arch(arch))
+        chip = chip_for(wanted, arch) if wanted else None
+        if chip is None:
+            name = torch.cuda.get_device_name(device)
+            what = f"target `{wanted.name}` does not run on {name} ({arch})" if wanted else f"no target runs on {name} ({arch})"
+            known = ", ".join(f"{t.name}: {' '.join(t.archs)}" for t in TARGETS.values())
+            raise AttnError(Diagnostic("E331", what, hint.span, argument="q", notes=(f"the targets are {known}",)))
+        return wanted, chip
+
+
+def device_arch(device: torch.device) -> str:
+    """The architecture of a CUDA device as compilers write it, without suffix."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def chip_for(target: Target, arch: str) -> str | None:
+    """The chip to compile for so that `target`'s kernels run on a GPU of architecture `arch`; None when they do not."""
+    return next((c for c in (f"{arch}a", arch) if c in target.archs), None)
+
+
+def _wrong_device(target: Target | None, device: torch.device) -> AttnError:
+    name = target.title if target else "a GPU"
+    message = f"`q` is on {device}, but the kernel was compiled for {name}"
+    hint = "move q, k and v to the GPU, or compile without target= to run the CPU interpreter"
+    return AttnError(Diagnostic("E330", message, argument="q", hint=hint))

@@ -1,0 +1,52 @@
+"""The torch custom operator `attncc::attention`, which keeps a kernel in the graph under torch.compile and export.
+
+Outside of tracing a kernel is called directly: the dispatcher would add more time than the whole call takes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+LIBRARY = torch.library.Library("attncc", "DEF")
+LIBRARY.define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor[] tensors, SymInt[] ints, float[] floats, str kernel) -> (Tensor, Tensor)"
+)
+KERNELS: dict[str, object] = {}
+"""Kernels that a graph refers to, by name; a graph may outlive the caller's reference."""
+
+
+def register(kernel) -> str:
+    """The name under which graphs refer to `kernel` (a driver.Kernel)."""
+    KERNELS[kernel.key] = kernel
+    return kernel.key
+
+
+def traced(kernel, q, k, v, given) -> tuple[torch.Tensor, torch.Tensor]:
+    """The call as one operator of the graph that is being traced."""
+    a = kernel.attention
+    tensors = [given[t.name] for t in a.tensors]
+    ints = [int(given[s.name]) for s in a.scalars if s.type != "float"]
+    floats = [float(given[s.name]) for s in a.scalars if s.type == "float"]
+    return torch.ops.attncc.attention(q, k, v, tensors, ints, floats, kernel.key)
+
+
+def _call(q, k, v, tensors, ints, floats, kernel):
+    target = KERNELS[kernel]
+    a = target.attention
+    ints, floats = iter(ints), iter(floats)
+    given = {t.name: x for t, x in zip(a.tensors, tensors)}
+    for s in a.scalars:
+        given[s.name] = next(floats) if s.type == "float" else bool(next(ints)) if s.type == "bool" else next(ints)
+    return target.caller(q, k, v, None, given)
+
+
+def _fake(q, k, v, tensors, ints, floats, kernel):
+    a = KERNELS[kernel].attention
+    out = q.new_empty((q.shape[0], q.shape[1], a.heads_q, a.dim_v))
+    lse = q.new_empty((q.shape[0], a.heads_q, q.shape[1]), dtype=torch.float32)
+    return out, lse
+
+
+LIBRARY.impl("attention", _call, "CUDA")
+LIBRARY.impl("attention", _call, "CPU")
+torch.library.register_fake("attncc::attention", _fake, lib=LIBRARY)

@@ -1,0 +1,11 @@
+"""What every test needs: a cache of its own, so that no test sees kernels that another run left behind."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_cache(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ATTNCC_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
