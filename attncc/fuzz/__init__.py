@@ -1,0 +1,1 @@
+"""Generated specs, and the comparison of everything that can run them."""

@@ -1,0 +1,214 @@
+"""One case through every level, each compared with the float64 reference.
+
+A case is a text, a shape, the seed of the data and tile sizes. What is checked:
+
+- L1, L2 and L3 print as text that parses back to an equal program, after every pass;
+- the L1 interpreter, the tile interpreter after every pass and the schedule interpreter in several interleavings agree with
+  the reference: in float64 to 1e-9 of the result's size, in the precision of a kernel within twice the error of the eager
+  computation plus 1e-5;
+- tiles that a program skips hold no kept cell, tiles of full segments no masked one;
+- the generated file is valid Python.
+
+A refusal (an AttnError of a level below L1 whose code is that of an unsupported feature) is not a finding; it is counted.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+
+import torch
+
+from attncc import pipeline
+from attncc.diagnostics import AttnError
+from attncc.fuzz.shapes import Shape
+from attncc.interp.data import make_inputs
+from attncc.interp.inputs import TORCH_TYPES
+from attncc.interp.reference import reference
+from attncc.interp.run_attention import run_attention
+from attncc.interp.run_tile import run_tile
+from attncc.ir.text import format_program, parse_program
+from attncc.lower import load
+from attncc.lower.attention_to_tile import lower_attention_to_tile
+from attncc.targets import TARGETS
+
+EXACT = 1e-9
+"""Agreement asked of two float64 computations of the same thing, relative to the result's size (at least 1)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run: the text, the shape, the seed of the data and of interleavings, tile sizes of the tile interpreter."""
+
+    text: str
+    shape: Shape
+    seed: int = 0
+    tiles: tuple[int, int] = (16, 16)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong: the stage at which it shows, and what was seen there."""
+
+    stage: str
+    message: str
+    case: Case
+
+    def __str__(self) -> str:
+        c = self.case
+        return (
+            f"{self.stage}: {self.message}\n"
+            f"shape (batch x seq_q x seq_kv) {c.shape}, tiles {c.tiles[0]}x{c.tiles[1]}, seed {c.seed}\n{c.text}"
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of one case: a finding or none, (target, message) of each refusal, and how many results were compared."""
+
+    case: Case
+    finding: Finding | None
+    refusals: tuple[tuple[str, str], ...] = ()
+    compared: int = 0
+
+
+class Wrong(Exception):
+    """Raised where a level disagrees."""
+
+
+def check(text: str, shape: Shape, seed: int = 0, tiles=(16, 16), targets: tuple[str, ...] = ()) -> Finding | None:
+    """What is wrong with a spec on data of that shape; None when every level agrees. `targets` are names, () for L1 and L2."""
+    return examine(Case(text, shape, seed, tiles), targets).finding
+
+
+def examine(case: Case, targets: tuple[str, ...] = ()) -> Report:
+    """As `check`, with everything there is to know. No exception leaves it but KeyboardInterrupt."""
+    run = _Run(case)
+    finding = None
+    try:
+        run.everything(targets)
+    except (Wrong, AttnError, AssertionError) as error:
+        finding = Finding(run.stage, f"{type(error).__name__}: {error}", case)
+    except Exception as error:  # noqa: BLE001 - whatever a level raises is what is looked for
+        finding = Finding(run.stage, f"{type(error).__name__}: {error}\n{_place(error)}", case)
+    return Report(case, finding, tuple(run.refusals), run.compared)
+
+
+def _place(error: Exception) -> str:
+    """The last calls that led to an error, one a line."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    return "\n".join(f"  {f.filename.rpartition('attncc/')[2]}:{f.lineno} in {f.name}: {f.line}" for f in frames)
+
+
+def emitted_targets() -> tuple[str, ...]:
+    """Names of the targets that schedules can be made for."""
+    return tuple(TARGETS)
+
+
+@dataclass
+class _Run:
+    """One case on its way down the levels; `stage` names what is being done."""
+
+    case: Case
+    stage: str = "text -> L1"
+    compared: int = 0
+    refusals: list[tuple[str, str]] = field(default_factory=list)
+
+    def everything(self, targets: tuple[str, ...]) -> None:
+        self.front()
+        self.attention_level()
+        self.tile_level()
+        for name in targets:
+            self.target(name)
+
+    def front(self) -> None:
+        """The text's L1, the data, and the reference's result."""
+        self.attention = load(self.case.text)
+        self.round_trip(self.attention)
+        self.stage = "data"
+        s = self.case.shape
+        *qkv, self.inputs = make_inputs(self.attention, s.batch, s.seq_q, s.seq_kv, self.case.seed)
+        self.arguments = (*qkv, self.inputs)
+        self.stage = "reference"
+        self.out, self.lse = reference(self.attention, *self.arguments)
+        if not bool(torch.isfinite(self.out).all()):
+            raise Wrong("the reference is not finite")
+        self.stage = "L1 in the kernel's precision"
+        eager, _ = run_attention(self.attention, *self.arguments)
+        self.allowed = 2 * _distance(eager, self.out) + 1e-5
+        self.scale = max(1.0, float(self.out.abs().max())) if self.out.numel() else 1.0
+
+    def round_trip(self, program) -> None:
+        text = format_program(program)
+        if parse_program(text) != program:
+            raise Wrong("the text of the program does not parse back to it")
+
+    def exact(self, out: torch.Tensor, lse: torch.Tensor | None) -> None:
+        """Compares a float64 result with the reference."""
+        self.compared += 1
+        if out.shape != self.out.shape:
+            raise Wrong(f"the result has the shape {tuple(out.shape)}, not {tuple(self.out.shape)}")
+        _compare("out", out, self.out, EXACT * self.scale)
+        if self.lse is not None:
+            top = self.lse[torch.isfinite(self.lse)].abs().max() if bool(torch.isfinite(self.lse).any()) else 1.0
+            _compare("lse", lse, self.lse, EXACT * max(1.0, float(top)))
+
+    def close(self, out: torch.Tensor) -> None:
+        """Compares a result in a kernel's precision with the reference."""
+        self.compared += 1
+        dtype = TORCH_TYPES[self.attention.dtype]
+        _compare("out", out.to(dtype).double(), self.out, self.allowed)
+
+    # L1
+
+    def attention_level(self) -> None:
+        self.stage = "L1"
+        self.exact(*run_attention(self.attention, *self.arguments, dtype=torch.float64))
+        for one in pipeline.ATTENTION_PASSES:
+            self.stage = f"L1 after {one.__name__}"
+            self.attention = one(self.attention)
+            self.round_trip(self.attention)
+            self.exact(*run_attention(self.attention, *self.arguments, dtype=torch.float64))
+
+    # L2
+
+    def tile_level(self) -> None:
+        """The naive program of small tiles, and every tile pass on it that does not choose tiles."""
+        self.stage = "L1 -> L2"
+        program = lower_attention_to_tile(self.attention, *self.case.tiles)
+        self.run_program(program)
+        for one in pipeline.TILE_PASSES:
+            if pipeline.takes_target(one):
+                continue
+            self.stage = f"L2 after {one.__name__}"
+            changed = one(program)
+            if changed != program:
+                self.run_program(changed)
+            program = changed
+        self.stage = "L2 in the kernel's precision"
+        out, _ = run_tile(program, *self.arguments, dtype=torch.float32, round_weights=True, check=False)
+        self.close(out)
+
+    def run_program(self, program) -> None:
+        self.round_trip(program)
+        self.exact(*run_tile(program, *self.arguments))
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+
+
+def _compare(what: str, got: torch.Tensor, wanted: torch.Tensor, allowed: float) -> None:
+    """Wrong unless both are equal up to `allowed`, infinities in the same places, and nothing is NaN."""
+    got, wanted = got.double(), wanted.double()
+    off = ~((got == wanted) | ((got - wanted).abs() <= allowed))
+    if not bool(off.any()):
+        return
+    error = torch.where(torch.isfinite(got) & torch.isfinite(wanted), (got - wanted).abs(), torch.inf)
+    error = torch.where(off, error, -1.0)
+    place = [int(i) for i in torch.unravel_index(error.argmax(), error.shape)]
+    there = tuple(place)
+    raise Wrong(
+        f"{what}{place} is {got[there].item():.9g}, the reference says {wanted[there].item():.9g} "
+        f"(off by {error[there].item():.3g}, allowed {allowed:.3g}); {int(off.sum())} of {off.numel()} elements are off"
+    )
