@@ -1,0 +1,11 @@
+"""Importing this module registers every instruction handler."""
+
+from attncc.emulator import (  # noqa: F401
+    ops_control,
+    ops_convert,
+    ops_float,
+    ops_half,
+    ops_int,
+    ops_mem,
+    ops_warp,
+)
