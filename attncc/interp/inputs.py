@@ -33,7 +33,7 @@ def check_inputs(attention: Attention, q, k, v, inputs: dict, *, any_float: bool
     for name in inputs:
         if name not in names:
             hint = did_you_mean(name, names) or (f"it takes {', '.join(sorted(names))}" if names else "it takes none")
-            problems.append(_problem("E311", f"`{attention.name}` has no argument `{name}`", name, hint))
+            problems.append(_problem("E302", f"`{attention.name}` has no argument `{name}`", name, hint))
     if problems:
         raise AttnError(*problems)
     env = sizes(attention, q, k)
@@ -52,7 +52,7 @@ def _problem(code: str, message: str, argument: str, hint: str | None = None) ->
 def _check_qkv(attention: Attention, q, k, v):
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
-            yield _problem("E312", f"`{name}` must be a torch tensor, found {type(x).__name__}", name)
+            yield _problem("E303", f"`{name}` must be a torch tensor, found {type(x).__name__}", name)
             return
         if x.dim() != 4:
             yield _problem("E312", f"`{name}` must be (batch, seq, heads, dim), found the shape {tuple(x.shape)}", name)
@@ -66,23 +66,23 @@ def _check_qkv(attention: Attention, q, k, v):
     for name, (x, shape) in wanted.items():
         if tuple(x.shape) != shape:
             message = f"`{name}` has the shape {tuple(x.shape)}; expected {shape}"
-            yield _problem("E312", message, name, "the layout is (batch, seq, heads, dim)")
+            yield _problem("E313", message, name, "the layout is (batch, seq, heads, dim)")
         if not x.dtype.is_floating_point:
-            yield _problem("E313", f"`{name}` has the type {_shown(x.dtype)}; expected a real type", name)
+            yield _problem("E304", f"`{name}` has the type {_shown(x.dtype)}; expected a real type", name)
 
 
 def _check_tensor(decl: TensorDecl, x, env: dict[str, int], any_float: bool, ranges: bool):
     declared = f"it is declared `tensor {decl.name}: {decl.dtype}[{_shape_text(decl)}]`"
     if x is None:
-        yield _problem("E310", f"the tensor `{decl.name}` is missing", decl.name, declared)
+        yield _problem("E301", f"the tensor `{decl.name}` is missing", decl.name, declared)
         return
     if not isinstance(x, torch.Tensor):
-        yield _problem("E313", f"`{decl.name}` must be a torch tensor, found {type(x).__name__}", decl.name, declared)
+        yield _problem("E303", f"`{decl.name}` must be a torch tensor, found {type(x).__name__}", decl.name, declared)
         return
     wanted = TORCH_TYPES[decl.dtype]
     if x.dtype != wanted and not (any_float and x.dtype.is_floating_point and wanted.is_floating_point):
         message = f"`{decl.name}` has the element type {_shown(x.dtype)}; expected {_shown(wanted)}"
-        yield _problem("E313", message, decl.name, declared)
+        yield _problem("E304", message, decl.name, declared)
         return
     if x.dim() != len(decl.shape):
         message = f"`{decl.name}` has {x.dim()} dimension(s); expected {len(decl.shape)}"
@@ -92,7 +92,7 @@ def _check_tensor(decl: TensorDecl, x, env: dict[str, int], any_float: bool, ran
         size = found if extent is None else _number(extent, env)
         if size != found:
             message = f"dimension {axis} of `{decl.name}` is {found}; expected {size} (`{extent!r}`)"
-            yield _problem("E312", message, decl.name, declared)
+            yield _problem("E313", message, decl.name, declared)
             return
     if ranges:
         yield from _check_promises(decl, x, env)
@@ -109,30 +109,30 @@ def _check_promises(decl: TensorDecl, x: torch.Tensor, env: dict[str, int]):
         if bool(bad.any()):
             where = tuple(torch.nonzero(bad)[0].tolist())
             message = f"`{decl.name}`{list(where)} is {x[where].item()}; the declared range asks for {word} {limit}"
-            yield _problem("E314", message, decl.name, "correct the data, or the range in the text")
+            yield _problem("E320", message, decl.name, "correct the data, or the range in the text")
             return
     if decl.is_sorted and x.shape[-1] > 1:
         falls = x.detach()[..., 1:] < x.detach()[..., :-1]
         if bool(falls.any()):
             where = tuple(torch.nonzero(falls)[0].tolist())
             message = f"`{decl.name}` is declared sorted, but falls after {list(where)}"
-            yield _problem("E314", message, decl.name, "sort it, or leave `sorted` out of the text")
+            yield _problem("E320", message, decl.name, "sort it, or leave `sorted` out of the text")
 
 
 def _check_scalar(decl, x, env: dict[str, int]):
     declared = f"it is declared `scalar {decl.name}: {decl.type}`"
     if x is None:
-        yield _problem("E310", f"the scalar `{decl.name}` is missing", decl.name, declared)
+        yield _problem("E301", f"the scalar `{decl.name}` is missing", decl.name, declared)
         return
     allowed = {INT: (int,), FLOAT: (int, float), BOOL: (bool,)}[decl.type]
     if not isinstance(x, allowed) or (isinstance(x, bool) and decl.type != BOOL):
-        yield _problem("E313", f"`{decl.name}` must be {decl.type}, found {type(x).__name__}", decl.name, declared)
+        yield _problem("E318", f"`{decl.name}` must be {decl.type}, found {type(x).__name__}", decl.name, declared)
         return
     low = None if decl.low is None else _number(decl.low, env)
     high = None if decl.high is None else _number(decl.high, env)
     if (low is not None and not x >= low) or (high is not None and not x < high):
         message = f"`{decl.name}` is {x}; the declared range is {low}..{high}"
-        yield _problem("E314", message, decl.name, "correct the value, or the range in the text")
+        yield _problem("E318", message, decl.name, "correct the value, or the range in the text")
 
 
 def _number(expr: Expr, env: dict[str, int]):

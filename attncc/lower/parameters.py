@@ -21,7 +21,7 @@ def bind(node: tree.Attention, given: dict[str, object], session: Session) -> di
         if name not in names:
             hint = did_you_mean(name, names) or (f"it has {', '.join(names)}" if names else "it has none")
             message = f"the attention `{node.name}` has no parameter `{name}`"
-            session.report(AttnError(Diagnostic("E301", message, argument=str(name), hint=hint)))
+            session.report(AttnError(Diagnostic("E221", message, argument=str(name), hint=hint)))
     bound: dict[str, Value] = {}
     for p in node.parameters:
         value: Value = Broken()
@@ -49,14 +49,14 @@ def _value(p: tree.Parameter, given: dict[str, object], bound: dict[str, Value],
         return _converted(p, given[p.name])
     if default is None:
         message = f"the parameter `{p.name}` has no default and no value is given"
-        raise fail("E302", message, p.span, hint=f"pass `{p.name}=...`, or write `{p.name}: {p.type} = ...`")
+        raise fail("E222", message, p.span, hint=f"pass `{p.name}=...`, or write `{p.name}: {p.type} = ...`")
     return default
 
 
 def _converted(p: tree.Parameter, value: object) -> Expr:
     """A Python value as a constant of the parameter's type."""
     wrong = AttnError(
-        Diagnostic("E303", f"the parameter `{p.name}` is {p.type}, found {_shown(value)}", p.span, argument=p.name)
+        Diagnostic("E223", f"the parameter `{p.name}` is {p.type}, found {_shown(value)}", p.span, argument=p.name)
     )
     if p.type == BOOL or isinstance(value, bool):
         if p.type == BOOL and isinstance(value, bool):
@@ -66,7 +66,7 @@ def _converted(p: tree.Parameter, value: object) -> Expr:
         if p.type == INT:
             number = operator.index(value)
             if not INT_LOW <= number <= INT_HIGH:
-                raise AttnError(Diagnostic("E303", f"the parameter `{p.name}` does not fit in 32 bits", p.span))
+                raise AttnError(Diagnostic("E223", f"the parameter `{p.name}` does not fit in 32 bits", p.span))
             return const(number)
         if isinstance(value, (str, bytes)):
             raise wrong

@@ -12,6 +12,7 @@ from attncc.lower.fold import build
 from attncc.lower.session import Session
 from attncc.lower.values import INDICES, Scope
 from attncc.syntax import tree
+from attncc.targets import get_target
 
 DTYPES = {"bf16": "bf16", "fp16": "f16", "f16": "f16"}
 MAX_HEADS = 1024
@@ -187,12 +188,10 @@ HINTS = ("tile_m", "tile_n", "stages", "warp_groups")
 HINT_LIMIT = {"tile_m": 1024, "tile_n": 1024, "stages": 16, "warp_groups": 8}
 
 
-def target(statement: tree.Target, scope: Scope, session: Session, known: tuple[str, ...]) -> TargetHint:
+def target(statement: tree.Target, scope: Scope, session: Session) -> TargetHint:
     """The hints; whether the target can follow them is checked where tiles are chosen."""
     feature = statement.feature
-    if feature.name not in known:
-        hint = did_you_mean(feature.name, known) or f"known are {', '.join(known)}"
-        raise fail("E207", f"unknown target `{feature.name}`", feature.span, hint=hint)
+    get_target(feature.name, feature.span)
     _no_positional(feature)
     given = _options(feature.keywords, HINTS, feature.name)
     values = {}
@@ -225,7 +224,7 @@ def sparsity(statement: tree.Sparsity) -> AttnError:
     except AttnError as error:
         return error
     hint = "say it as a `mask`; tiles that the mask empties are never loaded"
-    return fail("E401", "`sparsity` is not compiled yet: its lowering comes later", statement.span, hint=hint)
+    return fail("E230", "`sparsity` is not compiled yet: its lowering comes later", statement.span, hint=hint)
 
 
 def quantize(statement: tree.Quantize) -> AttnError:
@@ -239,7 +238,7 @@ def quantize(statement: tree.Quantize) -> AttnError:
     if found:
         return AttnError(*found)
     hint = "leave the statement out and pass bf16 or fp16 operands"
-    return fail("E402", "`quantize` is not compiled yet: its lowering comes later", statement.span, hint=hint)
+    return fail("E231", "`quantize` is not compiled yet: its lowering comes later", statement.span, hint=hint)
 
 
 def _check_setting(s: tree.Setting) -> None:

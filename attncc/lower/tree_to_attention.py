@@ -14,7 +14,6 @@ from attncc.lower.session import Session
 from attncc.lower.values import INDICES, SCORE, SIZES, AlreadyReported, Broken, Lazy, Scope, TensorValue, Value
 from attncc.syntax import tree
 
-TARGETS = ("hopper", "ampere")
 MAX_NODES = 20_000
 MAX_DEPTH = 400
 ONCE = (tree.Heads, tree.Dim, tree.Dtype, tree.Scale, tree.Reduction, tree.Target, tree.Sparsity, tree.Quantize)
@@ -83,7 +82,7 @@ class _Attention:
         mask = self.mask(scope)
         row = statements.row_scope(scope)
         reduction = self.optional(tree.Reduction, Reduction(), statements.reduction, row, self.session)
-        target = self.optional(tree.Target, TargetHint(), statements.target, fixed, self.session, TARGETS)
+        target = self.optional(tree.Target, TargetHint(), statements.target, fixed, self.session)
         self.refuse_storage()
         if self.session.problems:
             return None
