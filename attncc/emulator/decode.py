@@ -292,7 +292,7 @@ def _checked(body, reads, writes):
             if init[r] & mi != mi:
                 w.bad_read(r)
         status = body(w)
-        if status is None:
+        if status is None or status == YIELD:
             for r in writes:
                 init[r] |= mi
                 if r in w.locked:

@@ -3,9 +3,12 @@
 from attncc.emulator import (  # noqa: F401
     ops_control,
     ops_convert,
+    ops_cpasync,
     ops_float,
     ops_half,
     ops_int,
     ops_mem,
+    ops_mma,
+    ops_sync,
     ops_warp,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from attncc.emulator.decode import BLOCK, EXIT, YIELD, Program
+from attncc.emulator.decode import BLOCK, EXIT, Program
 from attncc.emulator.findings import Finding
 from attncc.emulator.lanes import FULL, first
 from attncc.emulator.memory import Region
@@ -97,8 +97,10 @@ class Warp:
                 elif status == EXIT:
                     if not self._exit():
                         return EXIT
-                elif status == YIELD:
+                else:  # YIELD: done, but others should go first
                     budget = 0
+                    if self.others:
+                        self._reconverge()
             elif self.others:
                 self._reconverge()
             self.steps += 1
