@@ -58,8 +58,9 @@ def fetch(name: str, compile: Callable[[], object]):
     with _lock(path):
         function = _load(path)  # another process may have made it meanwhile
         if function is None:
-            function = compile()
-            _keep(function, path)
+            compiled = compile()
+            _keep(compiled, path)
+            function = _load(path) or compiled  # the first call goes the way of all later ones
     return function
 
 

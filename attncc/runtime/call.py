@@ -135,7 +135,7 @@ class Caller:
         if plan.work:
             rest = (*rest, *[_EMPTY_LIKE(w) for w in plan.work])
         if plan.trivial:
-            return out.zero_(), lse.fill_(-torch.inf)
+            return self.without_keys(q, k, v, out, lse, given)
         if plan.restride:
             q, k, v = (x.as_strided(x.shape, plan.restride.get(i, x.stride())) for i, x in enumerate((q, k, v)))
         try:
@@ -147,6 +147,14 @@ class Caller:
             self.check(q, k, v, out, given)
             raise
         return out, lse
+
+    def without_keys(self, q, k, v, out, lse, given) -> tuple[torch.Tensor, torch.Tensor]:
+        """No key at all: the output is zero; the log-sum-exp is that of the sink alone, -inf without one."""
+        if self.attention.reduction.sink is None or not lse.numel():
+            return out.zero_(), lse.fill_(-torch.inf)
+        from attncc.interp.reference import reference
+
+        return out.zero_(), lse.copy_(reference(self.attention, q, k, v, dict(given))[1])
 
 
 def _getter(names: tuple[str, ...]) -> Callable[[Mapping[str, object]], tuple]:

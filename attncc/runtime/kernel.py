@@ -32,6 +32,7 @@ class Kernel:
     def __init__(self, attention: Attention, target: Target | None, lower: Callable[[Attention, Target], Stages]):
         self.attention = attention
         self.target = target
+        self.has_lse = attention.reduction.kind == "softmax"
         self.key = load.digest(format_program(attention), target.name if target else "")
         self.caller = Caller(attention, self._launcher)
         self._lower = lower
@@ -51,6 +52,8 @@ class Kernel:
         Returns (batch, seq_q, heads_q, dim_v) in the operands' type; with `return_lse` also the natural log-sum-exp of every
         row, (batch, heads_q, seq_q) in float32. Raises AttnError naming the argument that does not fit.
         """
+        if return_lse and not self.has_lse:
+            raise _no_lse(self.attention)
         if torch.compiler.is_compiling():
             check_names(self.attention, arguments)
             result = torch_op.traced(self, q, k, v, arguments)
@@ -169,3 +172,8 @@ def _wrong_device(target: Target | None, device: torch.device) -> AttnError:
     message = f"`q` is on {device}, but the kernel was compiled for {name}"
     hint = "move q, k and v to the GPU, or compile without target= to run the CPU interpreter"
     return AttnError(Diagnostic("E330", message, argument="q", hint=hint))
+
+
+def _no_lse(attention: Attention) -> AttnError:
+    message = f"the reduction `{attention.reduction.kind}` is not normalised: it has no log-sum-exp"
+    return AttnError(Diagnostic("E324", message, attention.span("reduction"), argument="return_lse", hint="leave return_lse away"))

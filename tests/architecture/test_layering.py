@@ -11,22 +11,25 @@ LAYERS = (
     ("attncc.diagnostics", "attncc.config"),
     ("attncc.syntax",),
     ("attncc.ir",),
-    ("attncc.targets", "attncc.formats"),
-    ("attncc.lower", "attncc.passes"),
-    ("attncc.pipeline",),
+    ("attncc.formats",),
+    ("attncc.targets",),
+    ("attncc.lower",),
+    ("attncc.passes",),
+    ("attncc.pipeline", "attncc.stages"),
     ("attncc.interp",),
+    ("attncc.explain", "attncc.draw"),
     ("attncc.emit",),
     ("attncc.device",),
-    ("attncc.runtime", "attncc.emulator", "attncc.draw"),
-    ("attncc",),
+    ("attncc.runtime", "attncc.emulator"),
     ("attncc.driver",),
+    ("attncc",),
     ("attncc.fuzz", "attncc.bench"),
     ("attncc.commands",),
-    ("attncc.cli", "attncc.__main__"),
+    ("attncc.cli",),
+    ("attncc.__main__",),
 )
 """From the bottom up. A module imports its own package and packages of lower rows, not those beside it or above."""
 
-SEES = {"attncc.runtime": ("attncc.device",), "attncc.emulator": ("attncc.device",)}
 HEAVY = ("torch", "cutlass", "tvm_ffi", "cuda")
 HEAVY_ALLOWED = (
     "attncc.interp", "attncc.device", "attncc.runtime", "attncc.emulator", "attncc.driver", "attncc.fuzz", "attncc.bench",

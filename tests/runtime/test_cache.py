@@ -1,0 +1,178 @@
+"""Compiled objects on disk: reused, never stale, never the cause of an error."""
+
+import hashlib
+import multiprocessing
+import threading
+
+import pytest
+
+from attncc.lower import load
+from attncc.runtime import build, cache
+from attncc.runtime import load as loading
+from tests.runtime.specs import PLAIN
+
+CHIP = "sm_80"
+TEXT = '''
+import cutlass
+import cutlass.cute as cute
+from cuda.bindings.driver import CUstream
+
+ARGUMENTS = (
+    ("q", "operand", "bf16", 4),
+    ("k", "operand", "bf16", 4),
+    ("v", "operand", "bf16", 4),
+    ("o", "operand", "bf16", 4),
+    ("lse", "lse", "f32", 3),
+    ("t_seen", "tensor", "bool", 1),
+    ("p_n", "scalar", "int", 0),
+)
+
+
+@cute.kernel
+def kernel(lse: cute.Tensor, n: cutlass.Int32):
+    lse[0, 0, 0] = cutlass.Float32(n)
+
+
+@cute.jit
+def launch(
+    q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, lse: cute.Tensor, t_seen: cute.Tensor, p_n: cutlass.Int32,
+    stream: CUstream,
+):
+    kernel(lse, p_n).launch(grid=(1, 1, 1), block=(32, 1, 1), stream=stream)
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTNCC_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """Counts calls of the real compiler."""
+    count = []
+    real = build.compile_module
+    monkeypatch.setattr(build, "compile_module", lambda *a: (count.append(1), real(*a))[1])
+    return count
+
+
+def make():
+    return build.build(TEXT, load(PLAIN), CHIP)
+
+
+def test_a_second_build_is_loaded_from_disk(folder, compiles):
+    assert make().function is not None and len(compiles) == 1
+    assert make().function is not None and len(compiles) == 1
+    assert len(list(folder.glob("objects/*.o"))) == 1
+    assert make().path.parent == folder / "generated"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x7fELF garbage", None])
+def test_a_damaged_entry_is_compiled_again(folder, compiles, damage):
+    make()
+    (entry,) = folder.glob("objects/*.o")
+    entry.write_bytes(entry.read_bytes()[:-100] if damage is None else damage)
+    assert make().function is not None and len(compiles) == 2
+    assert make().function is not None and len(compiles) == 2, "the entry was repaired"
+
+
+def test_a_damaged_object_with_a_matching_checksum_is_no_error(folder, compiles):
+    make()
+    (entry,) = folder.glob("objects/*.o")
+    entry.write_bytes(b"not an object")
+    entry.with_suffix(".sha256").write_text(hashlib.sha256(b"not an object").hexdigest())
+    assert make().function is not None and len(compiles) == 2
+
+
+def test_the_cache_can_be_turned_off(folder, compiles, monkeypatch):
+    monkeypatch.setenv("ATTNCC_CACHE", "off")
+    path = make().path
+    make()
+    assert len(compiles) == 2 and not list(folder.iterdir())
+    assert path.read_text() == TEXT and folder not in path.parents
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, compiles, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("ATTNCC_CACHE", str(tmp_path / "file"))
+    assert make().function is not None
+
+
+def test_everything_that_matters_is_in_the_key(monkeypatch):
+    base = cache.key("text", "options", "signature")
+    assert base == cache.key("text", "options", "signature")
+    others = [cache.key("text2", "options", "signature"), cache.key("text", "options2", "signature"), cache.key("text", "options", "s")]
+    monkeypatch.setattr(cache, "environment", lambda: "another version")
+    others.append(cache.key("text", "options", "signature"))
+    assert len({base, *others}) == 5
+    assert cache.key("ab", "c", "") != cache.key("a", "bc", "")
+
+
+def test_device_code_is_in_the_key(monkeypatch, tmp_path):
+    import attncc
+
+    before = cache.environment()
+    (tmp_path / "device").mkdir()
+    monkeypatch.setattr(attncc, "__file__", str(tmp_path / "__init__.py"))
+    cache.environment.cache_clear()
+    empty = cache.environment()
+    (tmp_path / "device" / "arith.py").write_text("changed")
+    cache.environment.cache_clear()
+    assert len({before, empty, cache.environment()}) == 3
+    cache.environment.cache_clear()
+
+
+def test_another_text_never_has_the_same_file(folder):
+    first, second = loading.store("a = 1\n", "same name"), loading.store("a = 2\n", "same name")
+    assert first != second
+    assert loading.module(first).a == 1 and loading.module(second).a == 2
+    second.write_text("a = 3\n")
+    assert loading.module(loading.store("a = 2\n", "same name")).a == 2, "a file that was edited is written again"
+
+
+def test_names_of_files_are_harmless(folder):
+    path = loading.store("x = 0\n", "../../évil name;rm -rf")
+    assert path.parent == folder / "generated"
+    assert path.name.replace(".py", "").replace("_", "").isalnum() and path.name.isascii()
+
+
+def test_threads_compile_one_after_the_other(folder, compiles):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(make().function)) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(results) == 4 and all(results)
+    assert len(compiles) == 1, "the others waited for the first one's result"
+
+
+def _make_in_process(folder, queue):
+    import os
+
+    os.environ["ATTNCC_CACHE"] = folder
+    queue.put(make().function is not None)
+
+
+def test_processes_share_the_cache(folder):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_make_in_process, args=(str(folder), queue)) for _ in range(2)]
+    for w in workers:
+        w.start()
+    assert [queue.get(timeout=120) for _ in workers] == [True, True]
+    for w in workers:
+        w.join()
+    assert len(list(folder.glob("objects/*.o"))) == 1
+
+
+def test_lengths_and_strides_are_variables_of_the_compiled_function(folder):
+    """The compiled wrapper names what it refuses; the sizes of a call are none of it."""
+    import torch
+
+    function = make().function
+    q = torch.zeros(1, 3, 4, 64, dtype=torch.bfloat16)
+    with pytest.raises(Exception) as error:
+        function(q, q, q, q, torch.zeros(1, 4, 3), torch.zeros(3, dtype=torch.uint8), 1)
+    assert "device" in str(error.value), "CPU tensors are refused, whatever their sizes"
