@@ -62,7 +62,7 @@ class Numbers:
 
     def integer(self, depth: int) -> Term:
         if depth <= 0:
-            return self.one(self.int_index, self.int_index, self.int_literal, self.int_name, self.int_element)
+            return self.one(self.int_index, self.int_index, self.int_element, self.int_element, self.int_name, self.int_literal)
         options = [
             self.int_index, lambda: self.int_sum(depth), lambda: self.int_sum(depth), lambda: self.int_product(depth),
             lambda: self.int_floor(depth), lambda: self.int_floor(depth), lambda: self.int_element(depth), self.int_name,
@@ -191,7 +191,7 @@ class Numbers:
 
     def real(self, depth: int) -> Term:
         if depth <= 0:
-            return self.one(self.real_literal, self.real_element, self.real_name, self.real_from_int)
+            return self.one(self.real_literal, self.real_element, self.real_element, self.real_name, self.real_from_int)
         options = [
             self.real_element, lambda: self.real_element(depth), lambda: self.real_sum(depth),
             lambda: self.real_product(depth), lambda: self.real_function(depth), lambda: self.real_function(depth),
@@ -207,7 +207,7 @@ class Numbers:
         return Term(str(value), abs(value))
 
     def real_element(self, depth: int = 1) -> Term:
-        return self.element("float", depth) or self.real_literal()
+        return self.element("float", depth) or self.real_from_int()
 
     def real_name(self) -> Term:
         names = self.scope.named("float")

@@ -11,39 +11,14 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from attncc.fuzz.builder import Builder
 from attncc.fuzz.conditions import Maker
 from attncc.fuzz.prelude import bias_call, mask_call, score_call
 from attncc.fuzz.terms import Scope, Tensor, Term
 
-HEADS = ((1, 1), (2, 2), (4, 1), (2, 1), (7, 1), (8, 2), (6, 3), (14, 2))
-"""(query, key/value) head counts: groups of 1, 2, 4 and 7."""
 DIMS = (16, 64, 8, 32, 24, 40, 96, 128, 72, 192, 256)
 DTYPES = ("bf16", "f16")
 UNNORMALISED = ("sigmoid", "relu", "silu", "gelu", "none")
-REALS = ("f32", "bf16", "f16", "f32")
-INTEGERS = ("i32", "i64", "i16", "i8", "u8", "i32")
-
-
-class Builder:
-    """Collects the statements of one attention while it is drawn."""
-
-    def __init__(self, draw):
-        self.draw = draw
-        self.head: list[str] = []
-        self.definitions: list[str] = []
-        self.parameters: list[str] = []
-        self.infinite = False
-        self.scope = Scope(heads=draw(st.sampled_from(HEADS)))
-
-    def one(self, *options):
-        return self.draw(st.sampled_from(options))
-
-    def count(self, *options: int) -> range:
-        return range(self.one(*options))
-
-    def maker(self, *indices: str) -> Maker:
-        """A maker over what is declared so far; with `indices`, over those alone."""
-        return Maker(self.draw, replace(self.scope, indices=indices, locals=()) if indices else self.scope)
 
 
 @st.composite
@@ -58,7 +33,7 @@ def specs(draw, depth: int = 3) -> str:
     kind = b.one("softmax", "softmax", "softmax", "softmax", *UNNORMALISED)
     order = b.one("m", "", "b", "mb", "bm", "bb", "mm", "bmb", "mbm", "bbm", "bbbm", "mbmmb")
     body = [f"mask {mask(b, depth)}" if step == "m" else transform(b, depth) for step in order]
-    body.append(reduction(b, kind))
+    body += [f"mask {m}" for m in b.required] + [reduction(b, kind)]
     head = f"({', '.join(b.parameters)})" if b.parameters else ""
     lines = "".join(f"    {line}\n" for line in (*b.head, *body) if line)
     return "".join(f"{d}\n" for d in b.definitions) + f"attention fuzzed{head} {{\n{lines}}}\n"
@@ -126,7 +101,7 @@ def any_tensor(b: Builder, name: str) -> tuple[Tensor, ...]:
     while sum(e.startswith("seq") for e in extents) > 2:
         extents[next(i for i, e in enumerate(extents) if e.startswith("seq"))] = "2"
     kind = b.one("float", "int", "bool")
-    return (declare(b, name, kind, tuple(extents)),)
+    return (b.declare(name, kind, tuple(extents)),)
 
 
 def row_and_key(b: Builder, name: str) -> tuple[Tensor, ...]:
@@ -134,35 +109,22 @@ def row_and_key(b: Builder, name: str) -> tuple[Tensor, ...]:
     lead = b.one(("batch",), ("batch",), (), ("heads_q",))
     in_order = b.one(True, True, False)
     high = b.one("4", "8", "2")
-    return tuple(declare(b, f"{name}{axis[4:]}", "int", (*lead, axis), high, in_order) for axis in ("seq_q", "seq_kv"))
+    return tuple(b.declare(f"{name}{axis[4:]}", "int", (*lead, axis), high, in_order) for axis in ("seq_q", "seq_kv"))
 
 
 def limits(b: Builder, name: str) -> tuple[Tensor, ...]:
     """Numbers of keys or positions: lengths, per-row limits, permutations to gather through."""
     extents = b.one(("batch",), ("batch", "seq_q"), ("seq_q",), ("batch", "seq_kv"), ("heads_q", "seq_q"), ("batch", "heads_q"))
-    return (declare(b, name, "int", extents, b.one("seq_kv", "seq_kv + 1", "seq_q", "seq_kv"), b.one(False, False, True)),)
+    return (b.declare(name, "int", extents, b.one("seq_kv", "seq_kv + 1", "seq_q", "seq_kv"), b.one(False, False, True)),)
 
 
 def table(b: Builder, name: str) -> tuple[Tensor, ...]:
     """A small table of real numbers, and indices into it."""
     size = b.one("8", "4", "16")
-    values = declare(b, name, "float", (*b.one(("heads_q",), (), ("heads_q", "3"), ("batch", "heads_kv")), size))
+    values = b.declare(name, "float", (*b.one(("heads_q",), (), ("heads_q", "3"), ("batch", "heads_kv")), size))
     if b.one(True, False):
         return (values,)
-    return values, declare(b, f"{name}at", "int", b.one(("seq_q", "seq_kv"), ("batch", "seq_kv"), ("seq_q",), ("4", "4")), size)
-
-
-def declare(b: Builder, name: str, kind: str, extents: tuple[str, ...], high: str | None = None, in_order: bool = False) -> Tensor:
-    dtype = {"float": b.one(*REALS), "int": b.one(*INTEGERS), "bool": "bool"}[kind]
-    text = f"tensor {name}: "
-    if kind == "int":
-        high = high or b.one("4", "8", "seq_kv", "seq_q", "3")
-        dtype = dtype if high.isdigit() or dtype not in ("i8", "u8") else "i32"
-        text += f"{dtype}[{', '.join(extents)}] in 0..{high}" + (" sorted" if in_order else "")
-    else:
-        text += f"{dtype}[{', '.join(extents)}]" + (b.one("", "", " in -1.0..1.0", " in 0.0..2.0") if kind == "float" else "")
-    b.head.append(text)
-    return Tensor(name, dtype, extents, kind, high, in_order)
+    return values, b.declare(f"{name}at", "int", b.one(("seq_q", "seq_kv"), ("batch", "seq_kv"), ("seq_q",), ("4", "4")), size)
 
 
 def declare_lets(b: Builder, depth: int) -> None:
@@ -184,9 +146,9 @@ def mask(b: Builder, depth: int) -> str:
     maker = b.maker()
     choice = b.one("library", "random", "random", "own", "both", "library")
     if choice == "library":
-        return mask_call(maker)
+        return mask_call(b)
     if choice == "both":
-        return f"{Term(mask_call(maker)).tight} {b.one('and', 'or')} {maker.negation(2).tight}"
+        return f"{Term(mask_call(b)).tight} {b.one('and', 'or')} {maker.negation(2).tight}"
     return own_mask(b, depth) if choice == "own" else maker.boolean(depth).text
 
 
@@ -199,7 +161,7 @@ def own_mask(b: Builder, depth: int) -> str:
         "not m(q_idx - q_idx % n, kv_idx)", "any(m(q_idx, max(kv_idx - i, 0)) for i in 0..3)", None,
     )  # fmt: skip
     b.definitions.append(f"mask {name}(m: mask, n: int = 5) = {body or inner.boolean(2).text}")
-    argument = mask_call(b.maker()) if b.one(True, False) else b.maker().boolean(depth - 1).text
+    argument = mask_call(b) if b.one(True, False) else b.maker().boolean(depth - 1).text
     return f"{name}({argument}, {n})"
 
 
@@ -213,7 +175,7 @@ def transform(b: Builder, depth: int) -> str:
     if option == "bias":
         return f"bias {maker.real(depth).text}"
     if option in ("call", "alibi"):
-        return f"bias {bias_call(maker)}" if option == "alibi" or b.one(True, False) else f"score {score_call(maker)}"
+        return f"bias {bias_call(b)}" if option == "alibi" or b.one(True, False) else f"score {score_call(b)}"
     if option == "raised":
         return f"score {b.one('max(s, 0.5 * s - 1.0)', 's - 0.5 * abs(s)', 'min(s, 3.0)', '0.5 * s', 's + 1.5')}"
     if option == "shaped":
