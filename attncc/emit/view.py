@@ -31,6 +31,7 @@ DSL_TYPES = {
     "bf16": "BFloat16", "f16": "Float16", "f32": "Float32",
 }  # fmt: skip
 BYTES = {"bf16": 2, "f16": 2, "f32": 4}
+BYTES_OF_OPERAND = 2
 WARP = 32
 FIRST_BARRIER = 1
 """Named barrier 0 is the whole block's."""
@@ -91,6 +92,16 @@ class ChannelView:
     producer: str
     consumer: str
 
+    @property
+    def limit(self) -> str:
+        """The name of the number of rows that exist."""
+        return "seq_q" if self.tensor == "q" else "seq_kv"
+
+    @property
+    def stage_bytes(self) -> int:
+        """Bytes from one stage to the next."""
+        return self.boxes * self.buffer.stride * BYTES_OF_OPERAND
+
 
 @dataclass(frozen=True)
 class MmaView:
@@ -120,6 +131,7 @@ class RoleView:
     last_warp: int
     groups: int
     group_threads: int
+    group_rows: int
     rows: int
     """Score rows that one thread owns a part of."""
     columns: int
@@ -273,7 +285,7 @@ class _Builder:
         self.product_of = {
             op.dst: f"{op.dst}_{op.a}_{op.b}" for op in operations(schedule) if isinstance(op, l3.Mma)
         }
-        self.row_lets: dict[str, str] = {}
+        self.element_lets: dict[str, str] = {}
         self.count = 0
 
     def names(self, temporary: str, variables: Mapping[str, str] = {}) -> Names:
@@ -324,7 +336,7 @@ class _Builder:
         return tuple(self.step(op) for op in ops)
 
     def role(self, role: Role) -> RoleView:
-        self.row_lets = {}
+        self.element_lets = {}
         groups = max(role.groups, 1)
         group_threads = role.warps * WARP // groups
         body = list(role.body)
@@ -339,6 +351,7 @@ class _Builder:
             last_warp=role.first_warp + role.warps - 1,
             groups=groups,
             group_threads=group_threads,
+            group_rows=role.rows_per_group,
             rows=role.rows_per_group // 8 // (group_threads // WARP),
             columns=scores[0] // 4 if scores else 0,
             head=tuple(self.step(op) for op in head),
@@ -398,20 +411,22 @@ class _Builder:
 
     def variables(self, op) -> Mapping[str, str]:
         """How lets of rows and columns read where `op` stands: as element r or c of their list."""
-        rows = {name: f"{text}[r]" for name, text in self.row_lets.items() if text.startswith("rows_")}
-        cols = {name: f"{text}[c]" for name, text in self.row_lets.items() if text.startswith("cols_")}
-        return {**rows, **cols}
+        return dict(self.element_lets)
 
     def view_let(self, op):
         return "let", {"target": self.base.variable(op.name, op.expr.type)}
 
     def view_row_let(self, op: RowLet):
-        self.row_lets[op.name] = f"rows_{local_name(op.name)}"
-        return "row_let", {"target": self.row_lets[op.name]}
+        return "row_let", self.element_let(op, f"rows_{local_name(op.name)}", "r")
 
     def view_col_let(self, op: ColLet):
-        self.row_lets[op.name] = f"cols_{local_name(op.name)}"
-        return "col_let", {"target": self.row_lets[op.name]}
+        return "col_let", self.element_let(op, f"cols_{local_name(op.name)}", "c")
+
+    def element_let(self, op, target: str, index: str) -> dict:
+        """A list in registers; Booleans as 0 or 1, because predicate registers are few."""
+        boolean = op.expr.type == BOOL
+        self.element_lets[op.name] = f"({target}[{index}] != 0)" if boolean else f"{target}[{index}]"
+        return {"target": target, "stored": "Int32" if boolean else DSL_TYPES[op.expr.type]}
 
     def view_for(self, op):
         return "for_", {"target": self.base.variable(op.counter, INT), "label": printable(op.label)}

@@ -55,6 +55,10 @@ def hopper_dense(
     heads: tuple[int, int] = (4, 2),
     kind: str = "softmax",
     multiplier: float | None = None,
+    row_lets: tuple = (),
+    col_lets: tuple = (),
+    sink: Expr | None = None,
+    weight_scale: Expr | None = None,
     **attention,
 ) -> Schedule:
     """The canonical L3 for hopper: one segment without mask and, before it, the peeled first tile (and, for the causal mask, the
@@ -63,7 +67,8 @@ def hopper_dense(
     groups = groups or tile_m // 64
     scale = dim_qk**-0.5 * (LOG2_E if kind == "softmax" else 1.0) if multiplier is None else multiplier
     program = Attention("hand", *heads, dim_qk, dim_v, dtype, score=mul(var("qk", "float"), const(1.0)), mask=mask, **attention)
-    body = _Bodies(mask, score, overlap, pingpong and groups > 1, groups, kind, scale)
+    body = _Bodies(mask, score, overlap, pingpong and groups > 1, groups, kind, scale, col_lets)
+    finalize = Finalize("O", kind, scale, sink, weight_scale)
     buffers = _buffers(padded(dim_qk), padded(dim_v), tile_m, tile_n, stages, dtype)
     tensor_bytes = {b.name: b.rows * b.cols * 2 for b in buffers}
     channels = tuple(
@@ -73,7 +78,7 @@ def hopper_dense(
     counts = _counts(mask, tile_m, tile_n)
     roles = (
         Role("producer", 0, 4, 1, 0, shrink, (SetRegisters(shrink, False), *counts, *body.producer())),
-        Role("consumer", 4, 4 * groups, groups, 64, grow, (SetRegisters(grow, True), *body.begin(), *counts, *body.consumer())),
+        Role("consumer", 4, 4 * groups, groups, 64, grow, (SetRegisters(grow, True), *body.begin(), *counts, *row_lets, *body.consumer(finalize))),
     )
     q_tile = Let("q_tile", sub(sub(var("q_tiles"), const(1)), var("block_x")) if mask is causal else var("block_x"))
     return Schedule(
@@ -112,7 +117,8 @@ def _counts(mask: Expr, tile_m: int, tile_n: int) -> tuple[Let, ...]:
 class _Bodies:
     """The operations of both roles."""
 
-    def __init__(self, mask, score, overlap, pingpong, groups, kind, scale):
+    def __init__(self, mask, score, overlap, pingpong, groups, kind, scale, col_lets):
+        self.col_lets = col_lets
         self.mask = (in_range,) if mask is TRUE else (apply("and", mask, in_range),)
         self.score = () if score is None else (Score("S", score),)
         self.overlap, self.pingpong, self.groups, self.kind, self.scale = overlap, pingpong, groups, kind, scale
@@ -145,7 +151,7 @@ class _Bodies:
             step = SoftmaxStep("S", "row_max", "row_sum", "correction", self.scale, first, True)
         else:
             step = Weights("S", "S", self.kind, self.scale)
-        return (*self.score, *mask), step
+        return (*self.col_lets, *self.score, *mask), step
 
     def rescale(self):
         return (Rescale("O", "correction"),) if self.kind == "softmax" else ()
@@ -164,7 +170,7 @@ class _Bodies:
             Release("K"), *before, step, *self.rescale(), Convert("P", "S"),
         )  # fmt: skip
 
-    def consumer(self):
+    def consumer(self, finalize: Finalize):
         before, step = self.weights(True, True)
         peeled = (
             self.tile(ZERO), Wait("Q"), Wait("K"), self.qk, MmaWait(0), Release("K"), *before, step, Convert("P", "S"),
@@ -173,7 +179,7 @@ class _Bodies:
             Wait("V"), self.pv, MmaWait(0), Release("V"),
         )  # fmt: skip
         end = (
-            Finalize("O", self.kind, self.scale), Sync("group"), Convert("OUT", "O"), Sync("group"), Store("OUT", "o"),
+            finalize, Sync("group"), Convert("OUT", "O"), Sync("group"), Store("OUT", "o"),
             Store("lse", "lse"),
         )  # fmt: skip
         return (If(apply("gt", var("total"), ZERO), peeled), *end)
