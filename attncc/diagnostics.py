@@ -13,9 +13,9 @@ class Source:
     text: str
 
     def line(self, number: int) -> str:
-        """Line `number`, counted from 1; empty past the end."""
-        lines = self.text.splitlines()
-        return lines[number - 1] if 0 < number <= len(lines) else ""
+        """Line `number`, counted from 1; empty past the end. Only `\\n` ends a line, as in the parser."""
+        lines = self.text.split("\n")
+        return lines[number - 1].removesuffix("\r") if 0 < number <= len(lines) else ""
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,29 @@ def render(diagnostic: Diagnostic) -> str:
     return "\n".join(lines)
 
 
+MAX_EXCERPT = 160
+
+
 def _excerpt(span: Span) -> list[str]:
     text = span.source.line(span.line)
     number = str(span.line)
     margin = " " * len(number)
     end = span.end_column if span.end_line == span.line else len(text) + 1
-    lead = "".join("\t" if c == "\t" else " " for c in text[: span.column - 1])
+    first = max(0, span.column - 1 - MAX_EXCERPT // 2) if len(text) > MAX_EXCERPT else 0
+    shown = _printable(text[first : first + MAX_EXCERPT])
+    lead = "".join("\t" if c == "\t" else " " for c in shown[: span.column - 1 - first])
+    width = max(1, min(end - span.column, len(shown) - len(lead)))
     return [
         f"{margin}--> {span.source.name}:{span.line}:{span.column}",
         f"{margin} |",
-        f"{number} | {text}",
-        f"{margin} | {lead}{'^' * max(1, end - span.column)}",
+        f"{number} | {shown}",
+        f"{margin} | {lead}{'^' * width}",
     ]
+
+
+def _printable(text: str) -> str:
+    """`text` with control characters and lone surrogates, which would upset a terminal, replaced one for one."""
+    return "".join(c if c == "\t" or c.isprintable() else "\ufffd" for c in text)
 
 
 def did_you_mean(name: str, known) -> str | None:

@@ -9,7 +9,7 @@ from attncc.ir.expr import BOOL, FLOAT, INT, ZERO, Expr, as_float, const
 from attncc.lower import expressions
 from attncc.lower.fold import build
 from attncc.lower.session import Session
-from attncc.lower.values import INDICES, SIZES, Lazy, Pattern, Scope, TensorValue, Value, describe
+from attncc.lower.values import INDICES, SIZES, AlreadyReported, Lazy, Pattern, Scope, TensorValue, Value, describe
 from attncc.syntax import tree
 
 UNARY = ("exp", "exp2", "log", "log2", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos", "abs")
@@ -101,6 +101,8 @@ def inline(
     session: Session,
 ) -> Expr:
     """The body of `definition` with `arguments` for its parameters."""
+    if definition.name in session.broken:
+        raise AlreadyReported
     if definition.kind == "score" and not scope.allows_score:
         hint = "a score rewrites `s`; use it in a `score` statement"
         raise fail("E101", f"the score `{definition.name}` cannot be used in {scope.place}", node.span, hint=hint)

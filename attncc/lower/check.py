@@ -24,6 +24,7 @@ def definitions(file: tree.File, session: Session) -> None:
             _signature(definition)
         except AttnError as error:
             session.report(error)
+            session.broken.add(definition.name)
         own.add(definition.name)
         session.definitions[definition.name] = definition
     names: set[str] = set()
@@ -61,7 +62,9 @@ def unused_definitions(file: tree.File, session: Session) -> None:
     """
     used = {key[0] for key in session.inlined}
     for definition in file.definitions:
-        if definition.name in used or any(p.type not in (*RESULTS, "mask", "bias") for p in definition.parameters):
+        if definition.name in used or definition.name in session.broken:
+            continue
+        if any(p.type not in (*RESULTS, "mask", "bias") for p in definition.parameters):
             continue
         constants = {n: var(n) for n in CONSTANT_NAMES}
         bound = {p.name: _unknown(p) for p in definition.parameters}

@@ -20,6 +20,7 @@ class Session:
     prelude       the sources of the prelude, to tell the user's lines from ours
     inlined       results of calls already inlined, by definition and arguments
     active        definitions being inlined now, outermost first
+    broken        names of definitions whose heading is wrong (reported already)
     """
 
     definitions: dict[str, tree.Definition]
@@ -27,6 +28,7 @@ class Session:
     problems: list[Diagnostic] = field(default_factory=list)
     inlined: dict[tuple, Expr] = field(default_factory=dict)
     active: list[tree.Definition] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
     steps: int = 0
     nesting: int = 0
 

@@ -5,6 +5,7 @@ After a syntax error the offending line is blanked and the text is read again, s
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from lark import Lark
@@ -54,7 +55,7 @@ def _attempt(lines: list[str], source: Source, known: list[Diagnostic]) -> tree.
         file = Builder(source, found).transform(_parser().parse("\n".join(lines)))
         return found or file
     except UnexpectedInput as error:
-        problem = _describe(error, source, lines)
+        problem = _describe(error, source, lines, _accepted(error))
     except VisitError as error:
         if not isinstance(error.orig_exc, AttnError):
             raise error.orig_exc
@@ -96,33 +97,49 @@ def _blank(lines: list[str], span: Span) -> bool:
     return True
 
 
-def _describe(error: UnexpectedInput, source: Source, lines: list[str]) -> Diagnostic:
+def _accepted(error: UnexpectedInput) -> set[str]:
+    """The terminals that may really stand there (the table of an LALR parser merges contexts)."""
+    if isinstance(error, UnexpectedCharacters) or error.interactive_parser is None:
+        return set()
+    return error.interactive_parser.accepts()
+
+
+def _describe(error: UnexpectedInput, source: Source, lines: list[str], expected: set[str]) -> Diagnostic:
     if isinstance(error, UnexpectedCharacters):
         return _bad_character(error, source)
     token = error.token
     if token.type == "$END":
-        return _bad_end(error, source, lines)
+        return _bad_end(expected, source, lines)
     span = Span(source, token.line, token.column, token.end_line, token.end_column)
-    if token.type == "NAME" and "HEADS" in error.expected:
+    if token.type == "NAME" and "HEADS" in expected:
         hint = did_you_mean(token, STATEMENTS) or f"statements begin with {_listed(STATEMENTS)}"
         return Diagnostic("E105", f"unknown statement `{_shown(token)}`", span, hint=hint)
-    if token.type == "NAME" and "ATTENTION" in error.expected:
+    if token.type == "NAME" and "ATTENTION" in expected:
         hint = did_you_mean(token, ITEMS) or f"write {_listed(ITEMS)}"
         return Diagnostic("E105", f"`{_shown(token)}` does not begin a definition", span, hint=hint)
-    what = "the end of the line" if token.type == "_SEP" else f"`{_shown(token)}`"
+    hint = _advice(str(token), expected) or _unbalanced(source, token)
     if token.type == "_SEP":
         span = Span(source, token.line, token.column, token.line, token.column + 1)
-    hint = _advice(str(token), error.expected)
-    return Diagnostic("E001", f"unexpected {what}; expected {_expected(error.expected)}", span, hint=hint)
+        return Diagnostic("E001", f"the line ends too early; expected {_expected(expected)}", span, hint=hint)
+    return Diagnostic("E001", f"unexpected `{_shown(token)}`; expected {_expected(expected)}", span, hint=hint)
 
 
-def _bad_end(error: UnexpectedInput, source: Source, lines: list[str]) -> Diagnostic:
+def _bad_end(expected: set[str], source: Source, lines: list[str]) -> Diagnostic:
     last = max((i for i, line in enumerate(lines) if line.strip()), default=0)
     column = len(lines[last].rstrip("\r")) + 1
     span = Span(source, last + 1, column, last + 1, column + 1)
-    opened, closed = source.text.count("{"), source.text.count("}")
-    hint = "a `{` has no `}`" if opened > closed else None
-    return Diagnostic("E002", f"the text ends too early; expected {_expected(error.expected)}", span, hint=hint)
+    return Diagnostic("E002", f"the text ends too early; expected {_expected(expected)}", span, hint=_unbalanced(source))
+
+
+def _unbalanced(source: Source, token=None) -> str | None:
+    """Which bracket was left open before `token` (or the end), if one was."""
+    text = source.text if token is None else source.text[: token.start_pos]
+    text = re.sub(r"#[^\n]*", "", text)
+    starts_item = token is None or source.line(token.line).startswith(ITEMS)
+    for opening, closing in (("(", ")"), ("[", "]"), ("{", "}")):
+        if text.count(opening) > text.count(closing) and (token is None or starts_item and opening == "{"):
+            return f"a `{opening}` before it has no `{closing}`"
+    return None
 
 
 def _bad_character(error: UnexpectedCharacters, source: Source) -> Diagnostic:
@@ -145,19 +162,19 @@ _SPELLED = {
     "_SEP": "the end of the line", "$END": "the end of the text", "NAME": "a name", "NUMBER": "a number",
     "LPAR": "`(`", "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "LBRACE": "`{`", "RBRACE": "`}`", "COMMA": "`,`",
     "COLON": "`:`", "EQUAL": "`=`", "COMPARE": "a comparison", "ANY": "`?`",
-    "QMARK": "`?`", "POWER": "`**`",
+    "QMARK": "`?`", "POWER": "`**`", "SIGN": "`+` or `-`", "TILDE": "`~`", "DOTS": "`..`", "ARROW": "`->`",
 }  # fmt: skip
 _OPERATORS = {"SIGN", "FACTOR", "SHIFT", "COMPARE", "VBAR", "CIRCUMFLEX", "AMPERSAND", "AND", "OR", "IF"}
-_STARTS = {"NUMBER", "TRUE", "FALSE", "NOT", "TILDE", "LPAR", "SIGN", "NAME"}
+_STARTS = {"NUMBER", "TRUE", "FALSE", "TILDE", "LPAR", "SIGN", "NAME"}
 
 
 def _expected(terminals) -> str:
     """What could have stood there, in words: an operand and the operators are named as groups."""
-    names, words = {t for t in terminals if not t.startswith("__ANON")}, []
+    names, words = set(terminals), []
     if "HEADS" in names:
         words, names = ["a statement"], names - {s.upper() for s in STATEMENTS}
     if _STARTS <= names:
-        words, names = [*words, "an expression"], names - _STARTS
+        words, names = [*words, "an expression"], names - _STARTS - {"NOT"}
     if len(names & _OPERATORS) > 3:
         words, names = [*words, "an operator"], names - _OPERATORS
     words += sorted(_SPELLED.get(t, f"`{t.lower()}`") for t in names)
