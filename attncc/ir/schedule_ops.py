@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from attncc.ir import schedule as l3
 from attncc.ir.expr import Expr, variables
@@ -45,18 +45,15 @@ def names_read(op) -> frozenset[str]:
 
 def drop_unused_lets(body: tuple) -> tuple:
     """`body` without lets that nothing reads, and without loops and conditionals that do nothing."""
-    while True:
-        used = frozenset().union(*(names_read(op) for op in operations(body)))
+    used = frozenset().union(*(names_read(op) for op in operations(body)))
 
-        def keep(op):
-            dead = isinstance(op, (Let, RowLet, ColLet)) and op.name not in used
-            empty = isinstance(op, (l3.If, l3.For)) and not op.body
-            return () if dead or empty else (op,)
+    def keep(op):
+        dead = isinstance(op, (Let, RowLet, ColLet)) and op.name not in used
+        empty = isinstance(op, (l3.If, l3.For)) and not op.body
+        return () if dead or empty else (op,)
 
-        smaller = rewrite(body, keep)
-        if smaller == body:
-            return body
-        body = smaller
+    smaller = rewrite(body, keep)
+    return body if smaller == body else drop_unused_lets(smaller)
 
 
 def buffers_read(op) -> tuple[str, ...]:

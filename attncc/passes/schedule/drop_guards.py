@@ -41,10 +41,7 @@ def _drop(body: tuple, seen: bool) -> tuple[tuple, bool]:
             safe = seen or not open_mask
             op = dataclasses.replace(op, guard=not safe)
             seen, open_mask = safe, False
-        elif isinstance(op, l3.If):
-            inner, _ = _drop(op.body, seen)
-            op = dataclasses.replace(op, body=inner)
-        elif isinstance(op, l3.For):
+        elif isinstance(op, (l3.If, l3.For)):
             inner, _ = _drop(op.body, seen)
             op = dataclasses.replace(op, body=inner)
         out.append(op)
@@ -58,7 +55,7 @@ def is_finite(e: Expr, lets: dict[str, Expr]) -> bool:
             return False
         if node.op == "const" and node.type == FLOAT and node.value - node.value != 0.0:
             return False
-        if node.op == "var" and node.type == FLOAT and node.value != "qk":
-            if node.value not in lets or not is_finite(lets[node.value], lets):
-                return False
+        open_name = node.op == "var" and node.type == FLOAT and node.value != "qk"
+        if open_name and (node.value not in lets or not is_finite(lets[node.value], lets)):
+            return False
     return True

@@ -36,7 +36,7 @@ def peel_first_tile(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     widest = widest_body(loops)
     if widest is None:
         return remark(schedule, NAME, "the segments' bodies differ in more than a mask; the first tile stays in its loop")
-    bounds = {op.name: op.expr for op in operations(role.body) if isinstance(op, Let)}
+    bounds = {op.name: op.expr for op in (*schedule.prelude, *operations(role.body)) if isinstance(op, Let)}
     before = tuple(op for op in outer.body if not isinstance(op, l3.For))
     begins, rest = _rest(loops, bounds)
     body = begins + before + _first(loops, widest) + rest

@@ -1,0 +1,441 @@
+"""The barriers, rings and asynchronous operations of a schedule as a state machine, without numbers.
+
+Each warp group of each role is a *thread of control* here (a "worker"). `Machine.step(worker)` makes its next operation
+happen, or says that it must wait; anything the hardware would get wrong is a Fault. What completes asynchronously is
+judged by what was waited for, not by when it happens to be done: a result is readable after its wait and not before.
+
+Channels of a role that copies for itself ("cp_async") are filled by all its workers together, each its own part; a part is
+seen by others once its worker has waited for it and both have then met at the block's barrier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from attncc.ir import schedule as l3
+from attncc.ir.schedule_ops import buffers_read, buffers_written
+from attncc.ir.tile import REGISTER, SHARED, Finalize, Store
+
+FAULTS = ("deadlock", "overwritten", "unfinished", "uninitialised", "protocol", "barrier", "never read")
+
+
+class Fault(Exception):
+    """Something a schedule must not do. `kind` is one of FAULTS; `worker` and `op` say who and what."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(f"{kind}: {message}")
+        self.kind, self.message = kind, message
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One warp group of a role, and its operations in order with the control flow resolved."""
+
+    role: str
+    group: int
+    threads: int
+    ops: tuple
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}[{self.group}]"
+
+
+@dataclass
+class _Own:
+    """The state of one worker."""
+
+    pc: int = 0
+    filled: dict[str, int] = field(default_factory=dict)
+    """By channel: stages committed."""
+    used: dict[str, int] = field(default_factory=dict)
+    """By channel: stages released."""
+    acquired: dict[str, bool] = field(default_factory=dict)
+    """By channel: an acquired stage, and whether a copy has started in it."""
+    waited: frozenset[str] = frozenset()
+    products: tuple = ()
+    """Unfinished asynchronous products, oldest first: (destination, register operands, (channel, position) operands)."""
+    open_group: tuple = ()
+    groups: tuple = ()
+    """Closed groups of copies that may be in flight: tuples of (channel, position)."""
+    meetings: int = 0
+    """Times this worker has passed the block's barrier."""
+    arrived: tuple | None = None
+    """The barrier at which it waits and the round it waits for."""
+    known: frozenset[str] = frozenset()
+    """Register buffers that hold something."""
+    unseen: frozenset[str] = frozenset()
+    """Shared buffers written since the last Sync."""
+
+    def clone(self) -> "_Own":
+        new = _Own.__new__(_Own)
+        new.__dict__.update(self.__dict__)
+        new.filled, new.used, new.acquired = dict(self.filled), dict(self.used), dict(self.acquired)
+        return new
+
+
+@dataclass
+class _Stage:
+    """One stage of a ring: how often it was filled and emptied, and who has a part in it."""
+
+    full: int = 0
+    empty: int = 0
+    arrivals: int = 0
+    landing: int = 0
+    """Copies under way ("tma")."""
+    committed: bool = False
+    parts: dict[int, tuple[int, int | None]] = field(default_factory=dict)
+    """By worker ("cp_async"): the position it copied last, and after how many meetings it had waited for it (None: not yet)."""
+    left: dict[int, int] = field(default_factory=dict)
+    """By worker ("cp_async"): meetings passed when it released the stage last."""
+
+    def clone(self) -> "_Stage":
+        new = _Stage.__new__(_Stage)
+        new.__dict__.update(self.__dict__)
+        new.parts, new.left = dict(self.parts), dict(self.left)
+        return new
+
+    def key(self) -> tuple:
+        return self.full, self.empty, self.arrivals, self.landing, self.committed, *self.parts.items(), *self.left.items()
+
+
+class Machine:
+    """All workers of one block. `instant` lets copies land when they start; else `land` makes one land."""
+
+    def __init__(self, schedule: l3.Schedule, workers: tuple[Worker, ...], instant: bool = True):
+        self.schedule, self.workers, self.instant = schedule, workers, instant
+        self.channels = {c.name: c for c in schedule.channels}
+        self.channel_of = {c.buffer: c for c in schedule.channels}
+        self.buffers = {b.name: b for b in schedule.buffers}
+        self.barriers = {b.name: b for b in schedule.barriers}
+        self.barriers[l3.BLOCK_BARRIER] = l3.Barrier(l3.BLOCK_BARRIER, schedule.threads)
+        self.readers = {c.name: self._workers_of(c.consumer) for c in schedule.channels}
+        self.writers = {c.name: self._workers_of(c.producer) for c in schedule.channels}
+        self.own = [_Own() for _ in workers]
+        self.stages = {c.name: [_Stage() for _ in range(c.stages)] for c in schedule.channels}
+        self.rounds: dict[tuple[str, int], tuple[int, int, frozenset[int]]] = {}
+        self.flying: tuple[tuple[str, int], ...] = ()
+
+    def _workers_of(self, role: str) -> tuple[int, ...]:
+        return tuple(i for i, w in enumerate(self.workers) if w.role == role)
+
+    def clone(self) -> "Machine":
+        new = Machine.__new__(Machine)
+        new.__dict__.update(self.__dict__)
+        new.own = [o.clone() for o in self.own]
+        new.stages = {c: [s.clone() for s in ring] for c, ring in self.stages.items()}
+        new.rounds = dict(self.rounds)
+        return new
+
+    def key(self) -> tuple:
+        """Equal for equal states."""
+        own = tuple((o.pc, o.arrived, o.meetings) for o in self.own)
+        stages = tuple(s.key() for ring in self.stages.values() for s in ring)
+        return own, stages, tuple(sorted(self.rounds.items())), self.flying
+
+    def done(self, i: int) -> bool:
+        return self.own[i].pc >= len(self.workers[i].ops)
+
+    def next_op(self, i: int):
+        return self.workers[i].ops[self.own[i].pc]
+
+    def step(self, i: int) -> bool:
+        """Worker `i` does its next operation; False when it must wait (nothing has changed but an arrival)."""
+        op = self.next_op(i)
+        handler = HANDLERS.get(type(op))
+        if handler is not None and handler(self, i, op) is False:
+            return False
+        self.touch(i, op)
+        self.own[i].pc += 1
+        return True
+
+    def fail(self, kind: str, i: int, text: str) -> Fault:
+        op = self.next_op(i)
+        return Fault(kind, f"{self.workers[i].name} at step {self.own[i].pc} ({describe(op)}): {text}")
+
+    def finish(self) -> None:
+        """Raises a Fault when something was left undone after every worker's last operation."""
+        for i, (worker, own) in enumerate(zip(self.workers, self.own)):
+            if own.products:
+                raise Fault("unfinished", f"{worker.name} ends while a product into {own.products[0][0]} is unfinished")
+            for name, is_filled in own.acquired.items():
+                raise Fault("protocol", f"{worker.name} ends with a stage of {name} acquired and not committed")
+        for name, channel in self.channels.items():
+            made = max((self.own[i].filled.get(name, 0) for i in self.writers[name]), default=0)
+            for i in self.readers[name]:
+                seen = self.own[i].used.get(name, 0) + (name in self.own[i].waited)
+                if channel.kind != "cp_async" and seen != made:
+                    raise Fault("never read", f"{self.workers[i].name} used {seen} of {made} tiles of channel {name}")
+
+    def blocked(self) -> str:
+        """Who waits for what, for a deadlock's message."""
+        waiting = [f"{w.name} waits at {describe(self.next_op(i))}" for i, w in enumerate(self.workers) if not self.done(i)]
+        return "; ".join(waiting)
+
+    # ---------------------------------------------------------------- copies that land
+
+    def land(self, which: int) -> tuple[str, int]:
+        """The copy number `which` of `flying` arrives; gives (channel, position)."""
+        name, position = self.flying[which]
+        self.flying = self.flying[:which] + self.flying[which + 1 :]
+        stage = self.stage(name, position)
+        stage.landing -= 1
+        self._complete(stage)
+        return name, position
+
+    def stage(self, name: str, position: int) -> _Stage:
+        ring = self.stages[name]
+        return ring[position % len(ring)]
+
+    @staticmethod
+    def _complete(stage: _Stage) -> None:
+        if stage.committed and stage.landing == 0:
+            stage.committed = False
+            stage.full += 1
+
+    # ---------------------------------------------------------------- registers and products
+
+    def touch(self, i: int, op) -> None:
+        """Checks what the operation reads and writes, and remembers it."""
+        own = self.own[i]
+        product = isinstance(op, l3.Mma)
+        for name in buffers_read(op):
+            self._read(i, name, product)
+        for name in buffers_written(op):
+            self._write(i, name, product)
+        if product:
+            shared = tuple(p for p in (self._ring_position(i, n) for n in (op.a, op.b)) if p is not None)
+            registers = tuple(n for n in (op.a, op.b) if self.buffers[n].space == REGISTER)
+            if op.asynchronous:
+                own.products = (*own.products, (op.dst, registers, shared))
+        own.known = own.known.union(n for n in buffers_written(op) if self.buffers[n].space == REGISTER)
+
+    def _ring_position(self, i: int, name: str) -> tuple[str, int] | None:
+        channel = self.channel_of.get(name)
+        return None if channel is None else (channel.name, self.own[i].used.get(channel.name, 0))
+
+    def _read(self, i: int, name: str, product: bool) -> None:
+        own, buffer = self.own[i], self.buffers[name]
+        if buffer.space == SHARED:
+            return self._read_shared(i, name)
+        if name not in own.known:
+            raise self.fail("uninitialised", i, f"{name} holds nothing yet")
+        for dst, _, _ in own.products:
+            if dst == name and not (product and name == self.next_op(i).dst):
+                raise self.fail("unfinished", i, f"{name} is read while the product into it was not waited for")
+
+    def _write(self, i: int, name: str, product: bool) -> None:
+        own = self.own[i]
+        if self.buffers[name].space == SHARED:
+            return self._write_shared(i, name)
+        for dst, registers, _ in own.products:
+            if name in registers:
+                raise self.fail("overwritten", i, f"{name} is written while an unfinished product reads it")
+            if dst == name and not product:
+                raise self.fail("unfinished", i, f"{name} is written while the product into it was not waited for")
+
+    def _read_shared(self, i: int, name: str) -> None:
+        channel = self.channel_of.get(name)
+        if channel is None:
+            if name in self.own[i].unseen:
+                raise self.fail("unfinished", i, f"{name} is read before a Sync has made it visible")
+        elif channel.kind == "cp_async":
+            self._read_parts(i, channel)
+        elif channel.name not in self.own[i].waited:
+            raise self.fail("unfinished", i, f"{name} is read without a wait for channel {channel.name}")
+
+    def _read_parts(self, i: int, channel: l3.Channel) -> None:
+        own = self.own[i]
+        position = own.used.get(channel.name, 0)
+        parts = self.stage(channel.name, position).parts
+        for w in self.writers[channel.name]:
+            at, met = parts.get(w, (-1, None))
+            if at != position or met is None:
+                raise self.fail("unfinished", i, f"the copy of {channel.name} by {self.workers[w].name} was not waited for")
+            if w != i and own.meetings <= met and channel.name not in own.waited:
+                raise self.fail("unfinished", i, f"no Sync since {self.workers[w].name} waited for {channel.name}")
+
+    def _write_shared(self, i: int, name: str) -> None:
+        own, owner = self.own[i], self.buffers[name].alias
+        for _, _, shared in own.products:
+            if any(self.channels[c].buffer == owner for c, _ in shared):
+                raise self.fail("overwritten", i, f"{name} lies over {owner}, which an unfinished product reads")
+        own.unseen = own.unseen | {name}
+
+
+# -------------------------------------------------------------------- operations
+
+
+def _acquire(m: Machine, i: int, op: l3.Acquire):
+    own, channel = m.own[i], m.channels[op.channel]
+    if op.channel in own.acquired:
+        raise m.fail("protocol", i, "the stage acquired before was not committed")
+    position = own.filled.get(op.channel, 0)
+    stage = m.stage(op.channel, position)
+    if channel.kind == "cp_async":
+        if any(m.own[r].used.get(op.channel, 0) <= position - channel.stages for r in m.readers[op.channel]):
+            return False
+        for r in m.readers[op.channel]:
+            stage.left[r] = -1
+    else:
+        uses = position // channel.stages
+        if stage.empty < uses:
+            return False
+        if stage.empty > uses:
+            raise m.fail("protocol", i, f"a stage of {op.channel} was emptied more often than filled")
+    own.acquired[op.channel] = False
+    return True
+
+
+def _copy(m: Machine, i: int, op: l3.Copy):
+    own, channel = m.own[i], m.channels[op.channel]
+    position = own.filled.get(op.channel, 0)
+    stage = m.stage(op.channel, position)
+    for r in m.readers[op.channel]:
+        if m.own[r].used.get(op.channel, 0) <= position - channel.stages:
+            raise m.fail("overwritten", i, f"tile {position - channel.stages} of {op.channel} is still in use by {m.workers[r].name}")
+        if any((op.channel, position - channel.stages) in shared for _, _, shared in m.own[r].products):
+            raise m.fail("overwritten", i, f"an unfinished product of {m.workers[r].name} reads this stage of {op.channel}")
+    if channel.kind == "cp_async":
+        for r in m.readers[op.channel]:
+            if r != i and position >= channel.stages and stage.left.get(r, -1) >= own.meetings:
+                raise m.fail("overwritten", i, f"no Sync since {m.workers[r].name} read this stage of {op.channel}")
+        stage.parts[i] = (position, None)
+        own.open_group = (*own.open_group, (op.channel, position))
+        return True
+    if op.channel not in own.acquired:
+        raise m.fail("protocol", i, f"a copy into {op.channel} without an acquired stage")
+    own.acquired[op.channel] = True
+    stage.landing += 1
+    m.flying = (*m.flying, (op.channel, position))
+    if m.instant:
+        m.land(len(m.flying) - 1)
+    return True
+
+
+def _commit(m: Machine, i: int, op: l3.Commit):
+    own, channel = m.own[i], m.channels[op.channel]
+    position = own.filled.get(op.channel, 0)
+    if channel.kind == "cp_async":
+        own.groups = (*own.groups, own.open_group)
+        own.open_group = ()
+        own.acquired.pop(op.channel, None)
+    else:
+        if op.channel not in own.acquired:
+            raise m.fail("protocol", i, f"a commit to {op.channel} without an acquired stage")
+        if channel.kind == "tma" and not own.acquired[op.channel]:
+            raise m.fail("protocol", i, f"a commit to {op.channel} without a copy: its bytes would never arrive")
+        del own.acquired[op.channel]
+        stage = m.stage(op.channel, position)
+        stage.committed = True
+        m._complete(stage)
+    own.filled[op.channel] = position + 1
+    return True
+
+
+def _copy_wait(m: Machine, i: int, op: l3.CopyWait):
+    own = m.own[i]
+    cut = max(0, len(own.groups) - op.pending)
+    for group in own.groups[:cut]:
+        for name, position in group:
+            m.stage(name, position).parts[i] = (position, own.meetings)
+    own.groups = own.groups[cut:]
+    return True
+
+
+def _wait(m: Machine, i: int, op: l3.Wait):
+    own, channel = m.own[i], m.channels[op.channel]
+    position = own.used.get(op.channel, 0)
+    stage = m.stage(op.channel, position)
+    if channel.kind == "cp_async":
+        if any(m.own[w].filled.get(op.channel, 0) <= position for w in m.writers[op.channel]):
+            return False
+        for w in m.writers[op.channel]:
+            stage.parts[w] = (stage.parts.get(w, (position, None))[0], m.own[w].meetings)
+    else:
+        if op.channel in own.waited:
+            raise m.fail("protocol", i, f"{op.channel} was waited for and not released")
+        uses = position // channel.stages
+        if stage.full <= uses:
+            return False
+        if stage.full > uses + 1:
+            raise m.fail("overwritten", i, f"tile {position} of {op.channel} was overwritten before this worker read it")
+    own.waited = own.waited | {op.channel}
+    return True
+
+
+def _release(m: Machine, i: int, op: l3.Release):
+    own, channel = m.own[i], m.channels[op.channel]
+    position = own.used.get(op.channel, 0)
+    if any((op.channel, position) in shared for _, _, shared in own.products):
+        raise m.fail("overwritten", i, f"{op.channel} is released while an unfinished product reads it")
+    stage = m.stage(op.channel, position)
+    if channel.kind == "cp_async":
+        stage.left[i] = own.meetings
+    else:
+        if op.channel not in own.waited:
+            raise m.fail("protocol", i, f"{op.channel} is released without a wait")
+        stage.arrivals += 1
+        if stage.arrivals == channel.arrivals:
+            stage.arrivals = 0
+            stage.empty += 1
+    own.waited = own.waited - {op.channel}
+    own.used[op.channel] = position + 1
+    return True
+
+
+def _barrier_key(m: Machine, i: int, op, shift: int) -> tuple[str, int]:
+    barrier = m.barriers[op.barrier]
+    return op.barrier, (m.workers[i].group + shift) % barrier.copies if barrier.copies > 1 else 0
+
+
+def _arrive_at(m: Machine, i: int, key: tuple[str, int]) -> int:
+    """Worker `i` arrives; gives the round it takes part in."""
+    barrier = m.barriers[key[0]]
+    number, threads, who = m.rounds.get(key, (0, 0, frozenset()))
+    if i in who:
+        raise m.fail("barrier", i, f"it arrives twice in one round of {key[0]}")
+    threads += m.workers[i].threads
+    if threads > barrier.threads:
+        raise m.fail("barrier", i, f"{threads} threads arrive at {key[0]}, which is for {barrier.threads}")
+    m.rounds[key] = (number + 1, 0, frozenset()) if threads == barrier.threads else (number, threads, who | {i})
+    return number
+
+
+def _sync(m: Machine, i: int, op: l3.Sync):
+    own = m.own[i]
+    key = _barrier_key(m, i, op, 0)
+    if own.arrived is None:
+        own.arrived = (key, _arrive_at(m, i, key))
+    if m.rounds[key][0] <= own.arrived[1]:
+        return False
+    own.arrived = None
+    own.unseen = frozenset()
+    own.meetings += op.barrier == l3.BLOCK_BARRIER
+    return True
+
+
+def _arrive(m: Machine, i: int, op: l3.Arrive):
+    _arrive_at(m, i, _barrier_key(m, i, op, 1))
+    return True
+
+
+def _mma_wait(m: Machine, i: int, op: l3.MmaWait):
+    own = m.own[i]
+    own.products = own.products[max(0, len(own.products) - op.pending) :]
+    return True
+
+
+HANDLERS = {
+    l3.Acquire: _acquire, l3.Copy: _copy, l3.Commit: _commit, l3.CopyWait: _copy_wait, l3.Wait: _wait,
+    l3.Release: _release, l3.Sync: _sync, l3.Arrive: _arrive, l3.MmaWait: _mma_wait,
+}  # fmt: skip
+VISIBLE = (l3.Acquire, l3.Copy, l3.Commit, l3.CopyWait, l3.Wait, l3.Release, l3.Sync, l3.Arrive)
+"""Operations that other workers can notice, or that may have to wait."""
+SILENT = (Finalize, Store)
+
+
+def describe(op) -> str:
+    """A short name of an operation: `wait K`, `mma S`, `sync turn`."""
+    what = next((getattr(op, f) for f in ("channel", "barrier", "dst", "scores", "src", "accumulator") if hasattr(op, f)), "")
+    return f"{type(op).__name__.lower()} {what}".strip()

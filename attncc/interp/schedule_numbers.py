@@ -1,0 +1,210 @@
+"""What the operations of a schedule do to numbers: tiles of all blocks at hand, as tensors (block, row, column)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from attncc.interp.run_tile import WEIGHTS
+from attncc.interp.schedule_machine import Machine
+from attncc.interp.schedule_trace import Call, Step
+from attncc.ir import schedule as l3
+from attncc.ir.tile import ELEMENT, LSE, Finalize, Mask, Score, Store, Weights
+from attncc.lower.tile_to_schedule import ROW_MAX, ROW_SUM
+
+INFINITY = float("inf")
+NAN = float("nan")
+TORCH_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
+
+
+class Numbers:
+    """The contents of buffers while a set of blocks runs.
+
+    `operands` holds q, k, v (batch, seq, heads, dim), `outputs` "o" of the same layout and "lse" (batch, heads, seq_q), and
+    "stores", how often each row of them was written. Memory that a copy is about to fill holds NaN.
+    """
+
+    def __init__(self, machine: Machine, call: Call, operands: dict, outputs: dict, round_weights: bool):
+        self.machine, self.call, self.operands, self.outputs = machine, call, operands, outputs
+        self.round_weights = round_weights
+        self.roles = {r.name: r for r in machine.schedule.roles}
+        self.registers: list[dict[str, torch.Tensor]] = [{} for _ in machine.workers]
+        self.shared: dict[tuple[str, int], torch.Tensor] = {}
+        self.coming: dict[tuple, torch.Tensor] = {}
+
+    def apply(self, i: int, step: Step) -> None:
+        """The effect of a step that worker `i` has just made."""
+        rule = RULES.get(type(step.op))
+        if rule is not None:
+            rule(self, i, step.op, step.env)
+
+    def land(self, name: str, position: int) -> None:
+        """A copy of channel `name` has arrived whole."""
+        self.shared[name, position % self.machine.channels[name].stages] = self.coming.pop((name, position))
+
+    def value(self, expr, env, **more) -> torch.Tensor:
+        return self.call.value(expr, {**env, **more})
+
+    def operand(self, i: int, name: str, own_rows: bool) -> torch.Tensor:
+        """An operand of a product: a register tile, or the current stage of a channel (the worker's own rows of it)."""
+        channel = self.machine.channel_of.get(name)
+        if channel is None:
+            return self.registers[i][name]
+        tile = self.shared[channel.name, self.machine.own[i].used.get(channel.name, 0) % channel.stages]
+        return tile[:, self.rows(i)] if own_rows else tile
+
+    def rows(self, i: int) -> slice:
+        worker = self.machine.workers[i]
+        count = self.roles[worker.role].rows_per_group
+        return slice(worker.group * count, (worker.group + 1) * count)
+
+    def tile(self, op: l3.Copy, env) -> torch.Tensor:
+        """The tile that a Copy reads, rows and columns past the end zero."""
+        source = self.operands[op.tensor]
+        buffer = self.machine.buffers[self.machine.channels[op.channel].buffer]
+        index = self.value(op.tile, env).long()
+        head = env["h"] if op.tensor == "q" else env["hkv"]
+        rows = (index * buffer.rows + torch.arange(buffer.rows).view(1, -1, 1))[..., 0]
+        inside = (rows >= 0) & (rows < source.shape[1])
+        found = source[env["b"][..., 0].long(), rows.clamp(0, source.shape[1] - 1), head[..., 0].long()]
+        found = torch.where(inside[..., None], found, 0.0)
+        return torch.nn.functional.pad(found, (0, buffer.cols - found.shape[-1]))
+
+
+def _copy(n: Numbers, i: int, op: l3.Copy, env) -> None:
+    """The stage holds NaN until the copy lands; in a role that copies for itself each worker copies every W-th row."""
+    channel = n.machine.channels[op.channel]
+    own = n.machine.own[i]
+    position = own.filled.get(op.channel, 0)
+    key = (op.channel, position % channel.stages)
+    tile = n.tile(op, env)
+    if channel.kind != "cp_async":
+        n.shared[key] = torch.full_like(tile, NAN)
+        n.coming[op.channel, position] = tile
+        return
+    step = len(n.machine.writers[op.channel])
+    whole = n.shared.setdefault(key, torch.full_like(tile, NAN))
+    part = slice(n.machine.workers[i].group, None, step)
+    whole[:, part] = NAN
+    n.coming[op.channel, position, i] = tile[:, part]
+
+
+def _copies_arrive(n: Numbers, i: int, op, env) -> None:
+    """Copies of worker `i` that are waited for by now are in place."""
+    flying = {item for group in n.machine.own[i].groups for item in group} | set(n.machine.own[i].open_group)
+    for key in [k for k in n.coming if k[-1] == i and len(k) == 3 and k[:2] not in flying]:
+        _arrives(n, key)
+
+
+def _wait(n: Numbers, i: int, op: l3.Wait, env) -> None:
+    for key in [k for k in n.coming if len(k) == 3 and k[0] == op.channel]:
+        _arrives(n, key)
+
+
+def _arrives(n: Numbers, key: tuple[str, int, int]) -> None:
+    name, position, worker = key
+    step = len(n.machine.writers[name])
+    whole = n.shared[name, position % n.machine.channels[name].stages]
+    whole[:, n.machine.workers[worker].group :: step] = n.coming.pop(key)
+
+
+def _fill(n: Numbers, i: int, op: l3.Fill, env) -> None:
+    buffer = n.machine.buffers[op.dst]
+    shape = (env["b"].shape[0], buffer.rows, buffer.cols)
+    n.registers[i][op.dst] = torch.full(shape, op.value, dtype=n.call.dtype)
+
+
+def _mma(n: Numbers, i: int, op: l3.Mma, env) -> None:
+    a, b = n.operand(i, op.a, own_rows=True), n.operand(i, op.b, own_rows=False)
+    product = a @ (b.transpose(-1, -2) if op.transposed else b)
+    n.registers[i][op.dst] = n.registers[i][op.dst] + product if op.accumulate else product
+
+
+def _score(n: Numbers, i: int, op: Score, env) -> None:
+    old = n.registers[i][op.dst]
+    n.registers[i][op.dst] = n.value(op.expr, env, **{ELEMENT: old}).expand(old.shape)
+
+
+def _mask(n: Numbers, i: int, op: Mask, env) -> None:
+    old = n.registers[i][op.dst]
+    n.registers[i][op.dst] = torch.where(n.value(op.expr, env, **{ELEMENT: old}), old, -INFINITY)
+
+
+def _softmax_step(n: Numbers, i: int, op: l3.SoftmaxStep, env) -> None:
+    """Without the guard a row that has no key yet gives NaN, as on the device."""
+    r = n.registers[i]
+    s = r[op.scores]
+    new = s.amax(-1, keepdim=True)
+    if not op.first:
+        new = torch.maximum(new, r[op.row_max])
+    base = torch.where(new == -INFINITY, 0.0, new) if op.guard else new
+    r[op.scores] = weights = torch.exp2(op.multiplier * (s - base))
+    total = weights.sum(-1, keepdim=True)
+    if not op.first:
+        r[op.correction] = factor = torch.exp2(op.multiplier * (r[op.row_max] - base))
+        total = total + r[op.row_sum] * factor
+    r[op.row_sum], r[op.row_max] = total, new
+
+
+def _weights(n: Numbers, i: int, op: Weights, env) -> None:
+    s = n.registers[i][op.scores]
+    kept = s != -INFINITY
+    x = op.multiplier * torch.where(kept, s, 0.0)
+    n.registers[i][op.weights] = torch.where(kept, WEIGHTS[op.kind](x), 0.0)
+
+
+def _rescale(n: Numbers, i: int, op: l3.Rescale, env) -> None:
+    n.registers[i][op.dst] = n.registers[i][op.dst] * n.registers[i][op.factor]
+
+
+def _convert(n: Numbers, i: int, op: l3.Convert, env) -> None:
+    value = n.registers[i][op.src]
+    buffer = n.machine.buffers[op.dst]
+    if n.round_weights and buffer.dtype in TORCH_TYPES:
+        value = value.to(TORCH_TYPES[buffer.dtype]).to(n.call.dtype)
+    n.registers[i][op.dst] = value
+    for (name, stage), tile in n.shared.items():
+        if buffer.alias is not None and n.machine.channels[name].buffer == buffer.alias:
+            n.shared[name, stage] = tile.clone()
+            n.shared[name, stage][:, n.rows(i)] = NAN
+
+
+def _finalize(n: Numbers, i: int, op: Finalize, env) -> None:
+    r = n.registers[i]
+    if op.kind != "softmax":
+        scale = 1.0 if op.weight_scale is None else n.value(op.weight_scale, env)
+        r[op.accumulator] = r[op.accumulator] * scale
+        r[LSE] = torch.full_like(r[op.accumulator][..., :1], -INFINITY)
+        return
+    total, base = r[ROW_SUM], math.log(2.0) * op.multiplier * r[ROW_MAX]
+    empty = total == 0
+    accumulator = r[op.accumulator]
+    if op.sink is not None:
+        sink = n.value(op.sink, env).expand(base.shape)
+        top = torch.where(empty, 0.0, torch.maximum(base, sink))
+        factor = torch.exp(base - top)
+        accumulator, total, base = accumulator * factor, total * factor + torch.exp(sink - top), top
+    r[op.accumulator] = torch.where(empty, 0.0, accumulator / torch.where(empty, 1.0, total))
+    r[LSE] = torch.where(empty, -INFINITY, base + torch.log(total))
+
+
+def _store(n: Numbers, i: int, op: Store, env) -> None:
+    """Rows below seq_q, columns below the head dim."""
+    value = n.registers[i][op.src]
+    rows = env["q_idx"].expand(value.shape[0], value.shape[1], 1)[..., 0].long()
+    inside = rows < env["seq_q"]
+    b = env["b"][..., 0].long().expand(rows.shape)[inside]
+    h = env["h"][..., 0].long().expand(rows.shape)[inside]
+    if op.tensor == "lse":
+        n.outputs["lse"][b, h, rows[inside]] = value[..., 0][inside]
+        return
+    n.outputs["o"][b, rows[inside], h] = value[inside][:, : n.outputs["o"].shape[-1]]
+    n.outputs["stores"].index_put_((b, rows[inside], h), torch.ones((), dtype=torch.int64), accumulate=True)
+
+
+RULES = {
+    l3.Copy: _copy, l3.CopyWait: _copies_arrive, l3.Wait: _wait, l3.Fill: _fill, l3.Mma: _mma, Score: _score, Mask: _mask,
+    l3.SoftmaxStep: _softmax_step, Weights: _weights, l3.Rescale: _rescale, l3.Convert: _convert, Finalize: _finalize,
+    Store: _store,
+}  # fmt: skip

@@ -1,0 +1,136 @@
+"""What each worker of a block does, with loops unrolled and conditions settled, for many blocks at once.
+
+Values have the axes (block, row, column). Blocks whose control flow is the same are run together; `Split` says that a set of
+blocks must be divided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from attncc.interp.evaluate import evaluate
+from attncc.interp.schedule_machine import Worker
+from attncc.interp.tile_classes import table_tensors, tile_environment
+from attncc.ir import schedule as l3
+from attncc.ir.attention import Attention
+from attncc.ir.expr import Expr
+from attncc.ir.tile import ColLet, Let, RowLet
+
+UNUSED = torch.tensor(False)
+MOST_ITERATIONS = 1 << 16
+
+
+class Split(Exception):
+    """Blocks take different ways; `labels` is an integer for each block."""
+
+    def __init__(self, labels: torch.Tensor):
+        super().__init__("blocks differ in their control flow")
+        self.labels = labels
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one run: variables that are the same for all blocks, tensors, lengths, and the type of numbers."""
+
+    attention: Attention
+    env: dict[str, object]
+    tensors: dict[str, torch.Tensor]
+    dtype: torch.dtype
+    strict: bool = False
+
+    def value(self, expr: Expr, env: dict[str, object]) -> torch.Tensor:
+        """`expr` with the variables of `env` (which includes the call's)."""
+        valid = None if self.strict else UNUSED
+        return evaluate(expr, env, self.tensors, valid=valid, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a worker, and the variables where it stands."""
+
+    op: object
+    env: dict[str, object]
+
+
+def call_of(schedule: l3.Schedule, batch: int, seq_q: int, seq_kv: int, inputs, dtype, strict=False) -> Call:
+    """The call of `schedule` on these lengths and arguments."""
+    env, tensors = tile_environment(schedule, batch, seq_q, seq_kv, inputs or {})
+    if schedule.table is not None:
+        tensors |= table_tensors(schedule, env, tensors)
+    for name in ("b", "h", "hkv", "kv_tiles"):
+        env.pop(name)
+    return Call(schedule.attention, env, tensors, dtype, strict)
+
+
+def blocks_of(schedule: l3.Schedule, call: Call) -> dict[str, torch.Tensor]:
+    """The block indices of the whole grid, and what the prelude makes of them; each of shape (block, 1, 1)."""
+    sizes = [int(call.value(e, call.env)) for e in schedule.grid]
+    axes = torch.meshgrid(*(torch.arange(n) for n in reversed(sizes)), indexing="ij")
+    found = {name: axis.reshape(-1, 1, 1) for name, axis in zip(l3.BLOCK_VARIABLES, reversed(axes))}
+    return prelude_of(schedule, call, found)
+
+
+def prelude_of(schedule: l3.Schedule, call: Call, blocks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    count = blocks[l3.BLOCK_VARIABLES[0]].shape[0]
+    env = dict(call.env, **blocks)
+    for op in schedule.prelude:
+        env[op.name] = call.value(op.expr, env)
+    names = {*blocks, *(op.name for op in schedule.prelude)}
+    return {n: torch.as_tensor(env[n]).reshape(-1, 1, 1).expand(count, 1, 1) for n in names}
+
+
+def trace(schedule: l3.Schedule, call: Call, blocks: dict[str, torch.Tensor]) -> tuple[tuple[Worker, ...], tuple]:
+    """(workers, steps of each) for blocks that all take the same way; raises Split when they do not."""
+    workers, steps = [], []
+    for role in schedule.roles:
+        for group in range(max(role.groups, 1)):
+            env = dict(call.env, **blocks, group=group)
+            rows = torch.arange(role.rows_per_group).view(1, -1, 1)
+            env["q_idx"] = blocks["q_tile"] * schedule.tile_m + group * role.rows_per_group + rows
+            path = _Path(schedule, call, elected=group == 0)
+            path.walk(role.body, env)
+            workers.append(Worker(role.name, group, role.warps * 32 // max(role.groups, 1), tuple(s.op for s in path.steps)))
+            steps.append(tuple(path.steps))
+    return tuple(workers), tuple(steps)
+
+
+class _Path:
+    """The way of one worker through its role's body."""
+
+    def __init__(self, schedule: l3.Schedule, call: Call, elected: bool):
+        self.schedule, self.call, self.elected = schedule, call, elected
+        self.tma = {c.name for c in schedule.channels if c.kind != "cp_async"}
+        self.steps: list[Step] = []
+
+    def walk(self, body: tuple, env: dict[str, object]) -> dict[str, object]:
+        for op in body:
+            if isinstance(op, (Let, RowLet, ColLet)):
+                env = self.bind(op, env)
+            elif isinstance(op, l3.If):
+                if self.settled(op.condition, env):
+                    self.walk(op.body, env)
+            elif isinstance(op, l3.For):
+                begin, end = self.settled(op.begin, env), self.settled(op.end, env)
+                if end - begin > MOST_ITERATIONS:
+                    raise ValueError(f"loop `{op.label}` runs {end - begin} times")
+                for t in range(begin, end):
+                    self.walk(op.body, {**env, op.counter: t})
+            elif not (isinstance(op, (l3.Acquire, l3.Copy, l3.Commit)) and op.channel in self.tma and not self.elected):
+                self.steps.append(Step(op, env))
+        return env
+
+    def bind(self, op, env: dict[str, object]) -> dict[str, object]:
+        env = {**env, op.name: self.call.value(op.expr, env)}
+        if op.name == "kv_tile":
+            columns = torch.arange(self.schedule.tile_n).view(1, 1, -1)
+            env["kv_idx"] = env["kv_tile"] * self.schedule.tile_n + columns
+        return env
+
+    def settled(self, expr: Expr, env: dict[str, object]) -> int:
+        """The value of `expr`, which must be the same for all blocks."""
+        value = self.call.value(expr, env).reshape(-1)
+        if value.numel() > 1 and bool((value != value[0]).any()):
+            raise Split(value.long())
+        return int(value[0])
