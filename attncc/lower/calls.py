@@ -26,7 +26,7 @@ def call(node: tree.Call, scope: Scope, session: Session) -> Value:
         return _at_positions(name, found, node, scope, session)
     if name in BUILTINS:
         return _builtin(node, scope, session)
-    definition = session.definitions.get(name)
+    definition = session.find(name, scope.owner)
     if definition is None:
         known = [*session.definitions, *BUILTINS, *(n for n, v in scope.bound.items() if isinstance(v, Pattern))]
         raise fail("E101", f"unknown function `{name}`", node.span, hint=did_you_mean(name, known) or "define it with `def`")
@@ -101,7 +101,7 @@ def inline(
     session: Session,
 ) -> Expr:
     """The body of `definition` with `arguments` for its parameters."""
-    if definition.name in session.broken:
+    if definition.span in session.broken:
         raise AlreadyReported
     if definition.kind == "score" and not scope.allows_score:
         hint = "a score rewrites `s`; use it in a `score` statement"
@@ -115,12 +115,13 @@ def inline(
         if argument is None:
             argument, where = parameter.default, inner.extend(**bound)
         bound[parameter.name] = _argument(definition, parameter, argument, where, session)
-    key = (definition.name, tuple((n, _key(v)) for n, v in bound.items()))
+    key = (definition.span, tuple((n, _key(v)) for n, v in bound.items()))
     if key not in session.inlined:
         try:
             session.active.append(definition)
             session.inlined[key] = body(definition, inner.extend(**bound), session)
         except AttnError as error:
+            session.failed.add(definition.span)
             raise _blame(error, definition, node.span, session) from None
         finally:
             session.active.pop()
@@ -206,7 +207,7 @@ def _blame(error: AttnError, definition: tree.Definition, span: Span, session: S
     """Tell how the definition was reached; inside the prelude, point at the call, which is what the user wrote."""
     out = []
     for d in error.diagnostics:
-        if d.span is not None and session.is_prelude(definition) and d.span.source.name in session.prelude:
+        if d.span is not None and session.is_prelude(definition) and d.span.source is definition.span.source:
             text = d.span.source.line(d.span.line).strip()
             note = f"found in {d.span.source.name}, line {d.span.line}: {text}"
             out.append(replace(d, span=span, notes=(*d.notes, note)))

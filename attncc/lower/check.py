@@ -24,7 +24,7 @@ def definitions(file: tree.File, session: Session) -> None:
             _signature(definition)
         except AttnError as error:
             session.report(error)
-            session.broken.add(definition.name)
+            session.broken.add(definition.span)
         own.add(definition.name)
         session.definitions[definition.name] = definition
     names: set[str] = set()
@@ -60,11 +60,9 @@ def unused_definitions(file: tree.File, session: Session) -> None:
 
     One that takes a tensor is left alone: its rank and element type are those of the argument.
     """
-    used = {key[0] for key in session.inlined}
+    used = {key[0] for key in session.inlined} | session.failed | session.broken
     for definition in file.definitions:
-        if definition.name in used or definition.name in session.broken:
-            continue
-        if any(p.type not in (*RESULTS, "mask", "bias") for p in definition.parameters):
+        if definition.span in used or any(p.type not in (*RESULTS, "mask", "bias") for p in definition.parameters):
             continue
         constants = {n: var(n) for n in CONSTANT_NAMES}
         bound = {p.name: _unknown(p) for p in definition.parameters}

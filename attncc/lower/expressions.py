@@ -96,8 +96,9 @@ def _name(node: tree.Name, scope: Scope, session: Session) -> Value:
             return SCORE
         hint = "`s` is the score; only `score` statements and definitions see it"
         raise fail("E101", f"`s` has no meaning in {scope.place}", node.span, hint=hint)
-    if name in session.definitions:
-        return calls.inline(session.definitions[name], node, (), (), scope, session)
+    definition = session.find(name, scope.owner)
+    if definition is not None:
+        return calls.inline(definition, node, (), (), scope, session)
     if name in INDICES or name in SIZES or name in CONSTANT_NAMES:
         raise fail("E101", f"`{name}` cannot be used in {scope.place}", node.span, hint=f"here are {_listed(scope)}")
     known = [*scope.names(), *session.definitions, *calls.BUILTINS]
@@ -193,6 +194,7 @@ def _index(node: tree.Index, scope: Scope, session: Session) -> Value:
     if found is None:
         tensors = [n for n, v in scope.bound.items() if isinstance(v, TensorValue)]
         hint = did_you_mean(node.tensor, tensors) or "declare it: `tensor name: f32[heads_q, seq_kv]`"
+        hint = _declare_hint(scope) if scope.owner is not None else hint
         raise fail("E101", f"unknown tensor `{node.tensor}`", node.span, hint=hint)
     if not isinstance(found, TensorValue):
         raise fail("E111", f"`{node.tensor}` is {describe(found)} and cannot be indexed", node.span)

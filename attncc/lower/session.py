@@ -16,19 +16,21 @@ MAX_NESTING = 150
 class Session:
     """State shared by everything that is lowered from one text.
 
-    definitions   name to definition: those of the text before those of the prelude
-    prelude       the sources of the prelude, to tell the user's lines from ours
+    prelude       the definitions of the prelude, by name
+    definitions   those and the text's own, which take precedence
     inlined       results of calls already inlined, by definition and arguments
     active        definitions being inlined now, outermost first
-    broken        names of definitions whose heading is wrong (reported already)
+    broken        definitions with a wrong heading, by span (reported already; using them says nothing more)
+    failed        definitions whose body failed at least once, by span
     """
 
+    prelude: dict[str, tree.Definition]
     definitions: dict[str, tree.Definition]
-    prelude: frozenset[str]
     problems: list[Diagnostic] = field(default_factory=list)
     inlined: dict[tuple, Expr] = field(default_factory=dict)
     active: list[tree.Definition] = field(default_factory=list)
-    broken: set[str] = field(default_factory=set)
+    broken: set[Span] = field(default_factory=set)
+    failed: set[Span] = field(default_factory=set)
     steps: int = 0
     nesting: int = 0
 
@@ -47,8 +49,14 @@ class Session:
         self.nesting -= 1
 
     def report(self, error: AttnError) -> None:
-        """Keep the findings of `error`, each once."""
-        self.problems += [d for d in error.diagnostics if d not in self.problems]
+        """Keep the findings of `error`, each once (the way they were reached does not make them different)."""
+        known = {(d.code, d.message, d.span) for d in self.problems}
+        self.problems += [d for d in error.diagnostics if (d.code, d.message, d.span) not in known]
+
+    def find(self, name: str, user: tree.Definition | None) -> tree.Definition | None:
+        """The definition called `name`, as seen by the definition `user`: the prelude keeps to itself."""
+        reach = self.prelude if user is not None and self.is_prelude(user) else self.definitions
+        return reach.get(name)
 
     def is_prelude(self, definition: tree.Definition) -> bool:
-        return definition.span.source.name in self.prelude
+        return self.prelude.get(definition.name) is definition

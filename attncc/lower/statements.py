@@ -90,7 +90,7 @@ def _options(keywords, names, what: str) -> dict[str, tree.Keyword]:
     given: dict[str, tree.Keyword] = {}
     for k in keywords:
         if k.name not in names:
-            hint = did_you_mean(k.name, names) or (f"known are {', '.join(names)}" if names else "it takes none")
+            hint = did_you_mean(k.name, names) or (f"it takes {' and '.join(names)}" if names else "it takes none")
             raise fail("E108", f"`{what}` has no option `{k.name}`", k.span, hint=hint)
         if k.name in given:
             raise fail("E107", f"`{k.name}` is given twice", k.span)

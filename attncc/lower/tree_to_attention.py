@@ -24,7 +24,7 @@ def lower(file: tree.File, parameters: dict[str, object] | None = None, name: st
 
     Raises AttnError with every independent mistake.
     """
-    session = Session(dict(prelude()), frozenset(d.span.source.name for d in prelude().values()))
+    session = Session(prelude(), dict(prelude()))
     check.definitions(file, session)
     try:
         node = select(file, name)
