@@ -14,6 +14,7 @@ A refusal (an AttnError of a level below L1 whose code is that of an unsupported
 
 from __future__ import annotations
 
+import ast
 import traceback
 from dataclasses import dataclass, field
 
@@ -21,29 +22,41 @@ import torch
 
 from attncc import pipeline
 from attncc.diagnostics import AttnError
+from attncc.driver import FIRST_TILE
+from attncc.emit import emit
 from attncc.fuzz.shapes import Shape
 from attncc.interp.data import make_inputs
 from attncc.interp.inputs import TORCH_TYPES
 from attncc.interp.reference import reference
 from attncc.interp.run_attention import run_attention
+from attncc.interp.run_schedule import run_schedule
 from attncc.interp.run_tile import run_tile
 from attncc.ir.text import format_program, parse_program
 from attncc.lower import load
 from attncc.lower.attention_to_tile import lower_attention_to_tile
-from attncc.targets import TARGETS
+from attncc.lower.tile_to_schedule import lower_tile_to_schedule
+from attncc.targets import TARGETS, Target
 
 EXACT = 1e-9
 """Agreement asked of two float64 computations of the same thing, relative to the result's size (at least 1)."""
+INTERLEAVINGS = 3
+"""Random orders of the roles' steps in which the last schedule of a target is run."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is run: the text, the shape, the seed of the data and of interleavings, tile sizes of the tile interpreter."""
+    """What is run.
+
+    text, parameters   the spec and values of its compile-time parameters
+    shape, seed        of the data; the seed also chooses interleavings
+    tiles              (tile_m, tile_n) of the tile interpreter
+    """
 
     text: str
     shape: Shape
     seed: int = 0
     tiles: tuple[int, int] = (16, 16)
+    parameters: tuple[tuple[str, object], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,11 +132,11 @@ class _Run:
         self.attention_level()
         self.tile_level()
         for name in targets:
-            self.target(name)
+            self.target_level(TARGETS[name])
 
     def front(self) -> None:
         """The text's L1, the data, and the reference's result."""
-        self.attention = load(self.case.text)
+        self.attention = load(self.case.text, **dict(self.case.parameters))
         self.round_trip(self.attention)
         self.stage = "data"
         s = self.case.shape
@@ -159,39 +172,70 @@ class _Run:
         dtype = TORCH_TYPES[self.attention.dtype]
         _compare("out", out.to(dtype).double(), self.out, self.allowed)
 
+    def passes(self, level: str, program, passes: tuple, target=None):
+        """`program` and what each pass of a level makes of it, where it makes something new; `stage` says which."""
+        where = f"{target.name}: " if target is not None else ""
+        self.stage = f"{where}{level}"
+        checked = pipeline.CHECKS[level]
+        for one in (None, *passes):
+            if one is None:
+                changed = program
+            elif not pipeline.takes_target(one):
+                self.stage = f"{where}{level} after {one.__name__}"
+                changed = one(program)
+            elif target is not None:
+                self.stage = f"{where}{level} after {one.__name__}"
+                changed = one(program, target)
+            else:
+                continue
+            if one is None or changed != program:
+                checked(changed)
+                self.round_trip(changed)
+                yield changed
+            program = changed
+
     # L1
 
     def attention_level(self) -> None:
-        self.stage = "L1"
-        self.exact(*run_attention(self.attention, *self.arguments, dtype=torch.float64))
-        for one in pipeline.ATTENTION_PASSES:
-            self.stage = f"L1 after {one.__name__}"
-            self.attention = one(self.attention)
-            self.round_trip(self.attention)
-            self.exact(*run_attention(self.attention, *self.arguments, dtype=torch.float64))
+        for attention in self.passes("L1", self.attention, pipeline.ATTENTION_PASSES):
+            self.exact(*run_attention(attention, *self.arguments, dtype=torch.float64))
+            self.attention = attention
 
     # L2
 
     def tile_level(self) -> None:
-        """The naive program of small tiles, and every tile pass on it that does not choose tiles."""
-        self.stage = "L1 -> L2"
-        program = lower_attention_to_tile(self.attention, *self.case.tiles)
-        self.run_program(program)
-        for one in pipeline.TILE_PASSES:
-            if pipeline.takes_target(one):
-                continue
-            self.stage = f"L2 after {one.__name__}"
-            changed = one(program)
-            if changed != program:
-                self.run_program(changed)
-            program = changed
+        """The naive program of small tiles, and every tile pass on it that asks for no target."""
+        naive = lower_attention_to_tile(self.attention, *self.case.tiles)
+        for program in self.passes("L2", naive, pipeline.TILE_PASSES):
+            self.exact(*run_tile(program, *self.arguments))
         self.stage = "L2 in the kernel's precision"
         out, _ = run_tile(program, *self.arguments, dtype=torch.float32, round_weights=True, check=False)
         self.close(out)
 
-    def run_program(self, program) -> None:
-        self.round_trip(program)
-        self.exact(*run_tile(program, *self.arguments))
+    # L3
+
+    def target_level(self, target: Target) -> None:
+        """The program that a target gets, its schedule after every pass, several interleavings of the last one, and the file."""
+        naive = lower_attention_to_tile(self.attention, *FIRST_TILE)
+        try:
+            for program in self.passes("L2", naive, pipeline.TILE_PASSES, target):
+                pass
+            self.exact(*run_tile(program, *self.arguments))
+            self.stage = f"{target.name}: L2 -> L3"
+            plain = lower_tile_to_schedule(program, target)
+        except AttnError as error:
+            self.refusals.append((target.name, error.diagnostics[0].message))
+            return
+        for schedule in self.passes("L3", plain, pipeline.SCHEDULE_PASSES[target.name], target):
+            self.exact(*run_schedule(schedule, *self.arguments, seed=self.case.seed))
+        for seed in range(1, INTERLEAVINGS):
+            self.exact(*run_schedule(schedule, *self.arguments, seed=self.case.seed + seed))
+        self.exact(*run_schedule(schedule, *self.arguments, mode="in_order"))
+        self.stage = f"{target.name}: L3 in the kernel's precision"
+        out, _ = run_schedule(schedule, *self.arguments, seed=self.case.seed, dtype=torch.float32, round_weights=True)
+        self.close(out)
+        self.stage = f"{target.name}: generated file"
+        ast.parse(emit(schedule))
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
