@@ -74,7 +74,7 @@ class _Machine:
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, program, q, k, v, inputs, dtype, round_weights, strict) -> "_Machine":
+    def make(cls, program, q, k, v, inputs, dtype, round_weights, strict) -> _Machine:
         a = program.attention
         env, tensors = tile_environment(program, q.shape[0], q.shape[1], k.shape[1], inputs)
         if program.table is not None:

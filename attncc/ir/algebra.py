@@ -10,7 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attncc.ir.expr import (
-    BOOL, FALSE, INT, TRUE, ZERO, Expr, apply, const, floordiv, select, substitute, transform, var, walk,
+    BOOL,
+    FALSE,
+    INT,
+    TRUE,
+    ZERO,
+    Expr,
+    apply,
+    const,
+    floordiv,
+    select,
+    substitute,
+    transform,
+    var,
+    walk,
 )  # fmt: skip
 
 INT_LOW, INT_HIGH = -(2**31), 2**31 - 1
@@ -25,17 +38,17 @@ class Linear:
     terms: tuple[tuple[Expr, int], ...]
     constant: int
 
-    def plus(self, other: "Linear", factor: int = 1) -> "Linear":
+    def plus(self, other: Linear, factor: int = 1) -> Linear:
         """self + factor * other."""
         out = dict(self.terms)
         for term, k in other.terms:
             out[term] = out.get(term, 0) + factor * k
         return Linear(tuple((t, k) for t, k in out.items() if k), self.constant + factor * other.constant)
 
-    def times(self, factor: int) -> "Linear":
+    def times(self, factor: int) -> Linear:
         return Linear((), 0).plus(self, factor)
 
-    def without(self, term: Expr) -> "Linear":
+    def without(self, term: Expr) -> Linear:
         return Linear(tuple((t, k) for t, k in self.terms if t is not term), self.constant)
 
     def coefficient(self, term: Expr) -> int:
@@ -139,7 +152,9 @@ class Algebra:
     def _built(self, form: Linear) -> Expr:
         """The expression of a form; a constant added to one minimum or maximum moves into it."""
         if len(form.terms) == 1 and form.terms[0][0].op in ("min", "max") and abs(form.terms[0][1]) == 1:
-            (term, k) = form.terms[0]
+            term, k = form.terms[0]
+            if is_clamp(term):
+                return to_expr(form)
             parts = [self.sum((x, k), constant=form.constant) for x in term.args]
             return self.minimum(*parts) if (term.op == "min") == (k > 0) else self.maximum(*parts)
         return to_expr(form)
@@ -169,7 +184,7 @@ class Algebra:
 
     def _divide(self, rest: Linear, by: int) -> Expr:
         term, k = rest.terms[0]
-        if len(rest.terms) == 1 and k == 1 and term.op in ("min", "max", "select"):
+        if len(rest.terms) == 1 and k == 1 and term.op in ("min", "max", "select") and not is_clamp(term):
             parts = [self.floordiv(self.shift(x, rest.constant), by) for x in term.args[-2:]]
             if term.op == "select":
                 return self.select(term.args[0], *parts)
@@ -231,6 +246,8 @@ class Algebra:
         form = linear(b).plus(linear(a), -1)
         left = Linear(tuple((t, -k) for t, k in form.terms if k < 0), max(-form.constant, 0))
         right = Linear(tuple((t, k) for t, k in form.terms if k > 0), max(form.constant, 0))
+        if left.constant == 1 and left.terms:  # spares an addition, and its overflow
+            return apply("lt", to_expr(left.plus(number(-1))), to_expr(right))
         return apply("le", to_expr(left), to_expr(right))
 
     def select(self, condition: Expr, a: Expr, b: Expr) -> Expr:
@@ -260,9 +277,8 @@ class Algebra:
 
     def _nonnegative(self, form: Linear, depth: int) -> bool:
         low, _ = self.form_range(form)
-        if low is not None:
-            if low >= 0:
-                return True
+        if low is not None and low >= 0:
+            return True
         if depth == 0 or not form.terms:
             return False
         known = self._proved.get(form)
@@ -382,6 +398,21 @@ COUNTS = ("kv_tiles", "q_tiles")
 _LENGTHS = ("q_idx", "kv_idx", "seq_q", "seq_kv", "batch", "b", "q_tile", "kv_tile", "q_tiles", "kv_tiles")
 
 
+LARGEST = 2**29
+
+
+def clamp(value: Expr) -> Expr:
+    """A run-time value brought into +-LARGEST, where a sum with positions cannot overflow: a window of 2**31 - 1 means no window.
+
+    It changes no comparison with a position below LARGEST / 2. Nothing is moved into it: `tau + 1` could overflow.
+    """
+    return apply("max", apply("min", value, LARGEST), -LARGEST)
+
+
+def is_clamp(term: Expr) -> bool:
+    return term.op in ("min", "max") and term.args[1].op == "const" and abs(term.args[1].value) == LARGEST
+
+
 def _both(pick, a, b):
     return None if a is None or b is None else pick(a, b)
 
@@ -432,5 +463,16 @@ def negate(item: Expr) -> Expr:
 
 
 __all__ = [
-    "Algebra", "Facts", "Linear", "conjoin", "disjoin", "linear", "negate", "number", "to_expr", "transform", "var", "ZERO",
+    "ZERO",
+    "Algebra",
+    "Facts",
+    "Linear",
+    "conjoin",
+    "disjoin",
+    "linear",
+    "negate",
+    "number",
+    "to_expr",
+    "transform",
+    "var",
 ]  # fmt: skip

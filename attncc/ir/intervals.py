@@ -301,4 +301,4 @@ def _nest(op: str, items) -> Expr:
     return out
 
 
-__all__ = ["INT", "Intervals", "Interval", "UNKNOWN"]
+__all__ = ["INT", "UNKNOWN", "Interval", "Intervals"]

@@ -7,13 +7,15 @@ tile in no `kept` range is empty, one in no `masked` range full.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from attncc.ir.algebra import Algebra, Facts, conjoin, negate
 from attncc.ir.attention import Attention
-from attncc.ir.expr import BOOL, FALSE, INT, TRUE, ZERO, Expr, apply, const, floordiv, sub, transform, variables, walk, var
+from attncc.ir.expr import BOOL, FALSE, INT, TRUE, ZERO, Expr, apply, floordiv, sub, transform, var, variables, walk
 from attncc.ir.intervals import Intervals
-from attncc.ir.solve import INDICES, KV, Q, Piece, TooManyAlternatives, alternatives, atom_expr, depends, piece
+from attncc.ir.simplify import simplify
+from attncc.ir.solve import INDICES, KV, Piece, Q, TooManyAlternatives, alternatives, atom_expr, depends, piece
 from attncc.ir.tile import TileProgram
 
 Range = tuple[Expr, Expr]
@@ -61,15 +63,20 @@ def query_rows(tile_m: int, algebra: Algebra) -> tuple[Expr, Expr]:
 
 def key_ranges(program: TileProgram) -> KeyRanges:
     """The closed forms of a program's key tiles."""
-    return _Ranges(program).find(program.attention.mask, MOST_CONDITIONS)
+    return _key_ranges(program.attention, program.tile_m, program.tile_n)
+
+
+@functools.lru_cache(maxsize=64)
+def _key_ranges(attention: Attention, tile_m: int, tile_n: int) -> KeyRanges:
+    return _Ranges(attention, tile_m, tile_n).find(attention.mask, MOST_CONDITIONS)
 
 
 class _Ranges:
-    def __init__(self, program: TileProgram):
-        self.tile_n = program.tile_n
-        self.algebra = Algebra(program_facts(program.attention, program.tile_m, program.tile_n))
-        self.rows = query_rows(program.tile_m, self.algebra)
-        self.padded = apply("mul", var("kv_tiles"), program.tile_n)
+    def __init__(self, attention: Attention, tile_m: int, tile_n: int):
+        self.tile_n = tile_n
+        self.algebra = Algebra(program_facts(attention, tile_m, tile_n))
+        self.rows = query_rows(tile_m, self.algebra)
+        self.padded = apply("mul", var("kv_tiles"), tile_n)
         self.unused: list[Expr] = []
 
     def find(self, mask: Expr, cases: int) -> KeyRanges:
@@ -186,9 +193,7 @@ def _loose_condition(mask: Expr) -> Expr | None:
 
 
 def _assume(mask: Expr, condition: Expr, value: Expr) -> Expr:
-    from attncc.ir.simplify import simplify
-
     return simplify(transform(mask, lambda n: value if n is condition else n))
 
 
-__all__ = ["KeyRanges", "Range", "const", "key_ranges", "program_facts", "query_rows"]
+__all__ = ["KeyRanges", "Range", "key_ranges", "program_facts", "query_rows"]

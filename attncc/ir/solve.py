@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Union
 
-from attncc.ir.algebra import Algebra, Linear, conjoin, linear, negate, number, to_expr
+from attncc.ir.algebra import Algebra, Linear, clamp, conjoin, linear, negate, number, to_expr
 from attncc.ir.expr import BOOL, INT, TRUE, ZERO, Expr, apply, select, variables
 from attncc.ir.intervals import Intervals, Summarise
 
@@ -82,6 +82,7 @@ def _union(*parts: tuple[Conjunction, ...]) -> tuple[Conjunction, ...]:
 
 
 def _limited(found: tuple[Conjunction, ...]) -> tuple[Conjunction, ...]:
+    found = tuple(c for c in found if not any(isinstance(a, Expr) and negate(a) in c for a in c))
     sets = [frozenset(map(_key, c)) for c in found]
     kept = tuple(c for c, s in zip(found, sets) if not any(other < s for other in sets))
     if len(kept) > MOST_ALTERNATIVES:
@@ -105,7 +106,7 @@ def _comparison(op: str, a: Expr, b: Expr, algebra: Algebra) -> tuple[Conjunctio
         return _union(_product(a1, b1), _product(a0, b0)) if op == "eq" else _union(_product(a1, b0), _product(a0, b1))
     if a.type != INT:
         return ((apply(op, a, b),),)
-    gap = linear(b).plus(linear(a), -1)
+    gap = _tamed(linear(b).plus(linear(a), -1), algebra)
     if op in ("eq", "ne") and _is_congruence(gap):
         return ((apply(op, a, b),),)
     if op == "eq":
@@ -115,6 +116,18 @@ def _comparison(op: str, a: Expr, b: Expr, algebra: Algebra) -> tuple[Conjunctio
     if op in ("gt", "ge"):
         gap = gap.times(-1)
     return _at_least(gap.plus(number(-1)) if op in ("lt", "gt") else gap, algebra)
+
+
+def _tamed(gap: Linear, algebra: Algebra) -> Linear:
+    """Values known at run time only are clamped, so that bounds computed from them do not overflow."""
+    out = gap
+    for term, k in gap.terms:
+        if abs(k) == 1 and term.op in ("var", "load") and algebra.range(term) == (None, None) and not variables(term) & _POSITIONS:
+            out = out.without(term).plus(linear(clamp(term)), k)
+    return out
+
+
+_POSITIONS = INDICES | {"off"}
 
 
 def _is_congruence(gap: Linear) -> bool:
