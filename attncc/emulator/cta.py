@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from attncc.emulator.lanes import FULL, LANE
-from attncc.emulator.memory import RANK_SHIFT, SHARED_BASE, Region, windows
+from attncc.emulator.memory import RANK_SHIFT, SHARED_BASE, Region
 from attncc.emulator.races import Clock, Shadow
 from attncc.emulator.warp import Warp
 
@@ -106,7 +106,7 @@ class Cta:
         data = np.frombuffer(launch.params, np.uint8)
         self.params = Region("kernel parameters", 0, data)
         for param in self.machine.program.kernel.params:
-            self.symbols[param.name] = windows["param"] + param.offset
+            self.symbols[param.name] = param.offset
         offset = 0
         for symbol in self.machine.program.kernel.symbols.values():
             if symbol.space == "local":
@@ -132,7 +132,7 @@ class Cta:
         return self.params if kind == "param" else None
 
     def symbol_address(self, name: str) -> int:
-        """Address of `symbol+offset` (parameters are generic addresses with the window removed by ld.param)."""
+        """Address of `symbol+offset` within its own state space."""
         symbol, offset = name.rsplit("+", 1)
         return self.symbols[symbol] + int(offset)
 

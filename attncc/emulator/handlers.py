@@ -1,6 +1,7 @@
 """Importing this module registers every instruction handler."""
 
 from attncc.emulator import (  # noqa: F401
+    ops_bulk,
     ops_control,
     ops_convert,
     ops_cpasync,
@@ -11,4 +12,5 @@ from attncc.emulator import (  # noqa: F401
     ops_mma,
     ops_sync,
     ops_warp,
+    ops_wgmma,
 )

@@ -30,7 +30,7 @@ class Launch:
     attributes: tuple = ()
 
 
-@dataclass
+@dataclass(eq=False)
 class AsyncOp:
     """An operation in flight: `run` moves the data and signals; `ready` tells whether it may complete now."""
 
@@ -249,14 +249,23 @@ class Machine:
                 named.add(w.wait.barrier)
         for barrier in named:
             barrier.explain_stall(self)
-        lines = [f"cta{w.cta.index} warp {w.id}: {w.wait.text if w.wait else 'running'} at "
-                 f"{' '.join(self.program.source_of(w.wait.pc if w.wait else w.pc)[1:2])} "
-                 f"(ptx:{self.program.source_of(w.wait.pc if w.wait else w.pc)[0]})" for w in warps]
+        lines = self._waits(warps)
         first = warps[0]
         line, source, text = self.program.source_of(first.wait.pc if first.wait else first.pc)
         message = ("no warp can go on: " if kind == "deadlock" else "nothing changes any more: ") + "; ".join(lines)
         self.log.add(Finding(kind, message, line, source, first.cta.index, first.id, -1, self.log.seed, "error", text))
         raise StopEmulation(kind)
+
+
+    def _waits(self, warps: list[Warp]) -> list[str]:
+        """One phrase per group of warps of a CTA that wait for the same thing."""
+        groups: dict[tuple, list[int]] = {}
+        for w in warps:
+            line, source, _ = self.program.source_of(w.wait.pc if w.wait else w.pc)
+            text = f"{w.wait.text if w.wait else 'running'} at {source} (ptx:{line})"
+            groups.setdefault((w.cta.index, text), []).append(w.id)
+        return [f"cta{cta} warp{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}: {text}"
+                for (cta, text), ids in groups.items()]
 
 
 __all__ = ["AsyncOp", "Cta", "Launch", "Limits", "Machine"]
