@@ -14,7 +14,7 @@ and added over the quad only in `finalize`.
 
 import math
 
-from cutlass import Float32, Int32, cute
+from cutlass import Float32, Int32, cute, range_constexpr
 
 from attncc.device import arith
 
@@ -114,6 +114,46 @@ def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, g
             row_sum[r] = total([cute.math.fma(row_sum[r], correction[r], weights[0]), *weights[1:]])
 
 
+def keep_below(scores, r: int, high):
+    """Elements of row r in columns `high` and later (counted from the thread's first column) := -inf."""
+    keep_words(scores, r, lambda word: ~_ones_from(owned_below(high) - 32 * word))
+
+
+def keep_from(scores, r: int, low):
+    """Elements of row r in columns before `low` (counted from the thread's first column) := -inf."""
+    keep_words(scores, r, lambda word: _ones_from(owned_below(low) - 32 * word))
+
+
+def keep_between(scores, r: int, low, high):
+    """`keep_from` and `keep_below`."""
+    keep_words(
+        scores, r, lambda word: _ones_from(owned_below(low) - 32 * word) & ~_ones_from(owned_below(high) - 32 * word)
+    )
+
+
+def owned_below(bound):
+    """How many of a thread's columns have an offset below `bound`: the number of c with column_offset(c) < bound, 0 for negative ones."""
+    bound = arith.imax(bound, 0)
+    return (bound >> 3) * 2 + arith.imin(bound & 7, 2)
+
+
+def _ones_from(count):
+    """A word with the bits `count` and above set (all for count <= 0, none for count >= 32)."""
+    count = arith.imax(count, 0)
+    return cute.arch.inline_ptx("shl.b32 {$w0}, {$r0}, {$r1};", write_only_types=[Int32], read_only_args=[Int32(-1), count])
+
+
+def keep_words(scores, r: int, word_of):
+    """Elements of row r whose bit is not set := -inf; `word_of(w)` gives the bits of the thread's columns 32 * w and on."""
+    columns = cute.size(scores, mode=[1])
+    for word in range(-(-columns // 32)):
+        bits = word_of(word)
+        for i in range(min(32, columns - 32 * word)):
+            kept = (bits & (1 << i if i < 31 else -(2**31))) != 0
+            c = 32 * word + i
+            scores[r, c] = arith.select(kept, scores[r, c], -Float32.inf)
+
+
 def rescale(accumulator, factor):
     """Row r of `accumulator` (rows, columns) is multiplied by `factor[r]`."""
     for r in range(cute.size(accumulator, mode=[0])):
@@ -164,6 +204,16 @@ def scale_rows(accumulator, factor, lse):
 def no_lse(lse):
     for r in range(cute.size(lse)):
         lse[r] = -Float32.inf
+
+
+@cute.jit
+def store_rows(numbers, target, first, seq_q, thread):
+    """One lane of each quad writes the quad's rows below `seq_q` of a vector over query positions."""
+    if thread % 4 == 0:
+        for r in range_constexpr(cute.size(numbers)):
+            row = first + row_offset(r)
+            if row < seq_q:
+                target[row] = numbers[r]
 
 
 def weigh(scores, kind: str, multiplier: float):

@@ -7,7 +7,7 @@ from attncc.ir.schedule import Schedule
 
 def emit(schedule: Schedule) -> str:
     """The generated file for `schedule`: CuTe-DSL source that imports `attncc.device`. Deterministic."""
+    from attncc.emit.flatten import view_of
     from attncc.emit.render import render
-    from attncc.emit.view import view_of
 
     return render(view_of(schedule))

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from attncc.emit import emit
-from attncc.emit.view import view_of
+from attncc.emit.flatten import view_of
 from attncc.ir.attention import ScalarDecl, TensorDecl
 from attncc.ir.expr import add, apply, as_float, const, load, mul, select, sub, var
 from attncc.ir.tile import ColLet, RowLet

@@ -1,0 +1,352 @@
+"""From L3 to a View: every operation becomes a Step of flat values.
+
+An operation's own fields keep their names. Then
+
+- an expression becomes its source text, and `lines` holds the statements that come before it;
+- a nested body becomes a tuple of Steps;
+- the name of a channel, barrier or buffer becomes its view (`ChannelView`, `BarrierView`, `SharedTile`).
+
+An operation with more than one kind of lowering is given a macro for each kind, chosen here by what L3 says about its operands
+(`convert_register` and `convert_shared`, for example), so that templates need no conditions. No text of Python code is laid out here
+but expressions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from attncc.emit.expressions import Names, literal, local_name, names_of, to_statements
+from attncc.emit.ranges import key_range
+from attncc.emit.view import (
+    BYTES,
+    DSL_TYPES,
+    BarrierView,
+    ChannelView,
+    MmaView,
+    RoleView,
+    SharedTile,
+    Step,
+    View,
+    arguments_of,
+    digest_of,
+    printable,
+)
+from attncc.ir import schedule as l3
+from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, var
+from attncc.ir.schedule import Buffer, Channel, Role, Schedule
+from attncc.ir.schedule_ops import operations
+from attncc.ir.tile import ColLet, RowLet, Store
+
+WARP = 32
+FIRST_BARRIER = 1
+"""Named barrier 0 is the whole block's."""
+
+
+def view_of(schedule: Schedule) -> View:
+    """The flat view of a legal schedule; deterministic."""
+    attention = schedule.attention
+    builder = Flattener(schedule)
+    grid_lines, grid = to_statements(schedule.grid, builder.names("g"))
+    roles = tuple(builder.role(role) for role in schedule.roles)
+    return View(
+        attention=attention,
+        schedule=schedule,
+        names=builder.base,
+        title=printable(attention.name),
+        digest=digest_of(schedule),
+        dtype=DSL_TYPES[attention.dtype],
+        arguments=arguments_of(schedule),
+        grid=grid,
+        grid_lines=grid_lines,
+        tiles=tuple(builder.tiles.values()),
+        stored=builder.stored(),
+        channels=tuple(builder.channels.values()),
+        barriers=tuple(builder.barriers.values()),
+        prelude=builder.prelude(),
+        roles=roles,
+        tables=() if schedule.table is None else (schedule.table,),
+    )
+
+
+def macro_name(cls: type) -> str:
+    """`SoftmaxStep` -> "softmax_step"."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+class Flattener:
+    """Holds the views that operations refer to, and numbers the temporaries."""
+
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
+        self.base = dataclasses.replace(names_of(schedule.attention), variables={l3.GROUP_VARIABLE: "group"})
+        self.private = private_buffers(schedule)
+        self.tiles = {b.name: self.tile(b) for b in schedule.buffers if b.space == "shared"}
+        self.channels = {c.name: self.channel(c) for c in schedule.channels}
+        self.barriers = dict(self.number_barriers())
+        self.buffers = {b.name: b for b in schedule.buffers}
+        self.product_of = {
+            op.dst: f"{op.dst}_{op.a}_{op.b}" for op in all_operations(schedule) if isinstance(op, l3.Mma)
+        }
+        self.element_lets: dict[str, str] = {}
+        self.count = 0
+
+    def names(self, temporary: str, variables: Mapping[str, str] = {}) -> Names:
+        return dataclasses.replace(
+            self.base, temporary=f"{temporary}_", variables={**self.base.variables, **variables}
+        )
+
+    def tile(self, buffer: Buffer) -> SharedTile:
+        """A buffer of private rows is laid out group by group, at one stride for all that share its memory."""
+        owner = buffer.alias or buffer.name
+        family = [b for b in self.schedule.buffers if owner in (b.name, b.alias)]
+        groups = self.private.get(owner, 1)
+        stride = max(b.rows // groups * b.cols for b in family)
+        size = stride * groups * buffer.stages * BYTES[buffer.dtype]
+        return SharedTile(
+            buffer.name, buffer.rows // groups, buffer.cols, DSL_TYPES[buffer.dtype], groups * buffer.stages, stride, owner, size
+        )
+
+    def stored(self) -> tuple[SharedTile, ...]:
+        """The shared tiles that are stored to `o`."""
+        sources = {op.src for op in all_operations(self.schedule) if isinstance(op, Store) and op.tensor == "o"}
+        return tuple(t for t in self.tiles.values() if t.name in sources)
+
+    def channel(self, channel: Channel) -> ChannelView:
+        tensor = next(op.tensor for op in all_operations(self.schedule) if isinstance(op, l3.Copy) and op.channel == channel.name)
+        return ChannelView(
+            name=channel.name,
+            kind=channel.kind,
+            buffer=self.tiles[channel.buffer],
+            stages=channel.stages,
+            arrivals=channel.arrivals,
+            bytes=channel.bytes,
+            tensor=tensor,
+            head={"q": "h", "k": "hkv", "v": "hkv"}[tensor],
+            boxes=self.private.get(channel.buffer, 1),
+            producer=channel.producer,
+            consumer=channel.consumer,
+        )
+
+    def number_barriers(self):
+        number = FIRST_BARRIER
+        for b in self.schedule.barriers:
+            yield b.name, BarrierView(b.name, number, b.copies, b.threads)
+            number += b.copies
+        yield "block", BarrierView("block", 0, 1, self.schedule.threads)
+
+    def prelude(self) -> tuple[Step, ...]:
+        """The schedule's prelude, and `hkv` when it does not bind it."""
+        bound = {op.name for op in self.schedule.prelude if isinstance(op, l3.Let)}
+        ops = self.schedule.prelude
+        if "hkv" not in bound:
+            ops = (*ops, l3.Let("hkv", floordiv(var("h"), const(self.schedule.attention.group))))
+        return tuple(self.step(op) for op in ops)
+
+    def role(self, role: Role) -> RoleView:
+        self.element_lets = {}
+        groups = max(role.groups, 1)
+        group_threads = role.warps * WARP // groups
+        body = list(role.body)
+        head = [body.pop(0)] if body and isinstance(body[0], l3.SetRegisters) else []
+        mmas = self.mmas(role)
+        scores = [m.cols for m in mmas if m.transposed]
+        used = {c for op in operations(role.body) for c in (getattr(op, "channel", None),) if c}
+        return RoleView(
+            name=role.name,
+            macro="consumer" if role.rows_per_group else "producer",
+            first_warp=role.first_warp,
+            last_warp=role.first_warp + role.warps - 1,
+            groups=groups,
+            group_threads=group_threads,
+            group_rows=role.rows_per_group,
+            rows=role.rows_per_group // 8 // (group_threads // WARP),
+            columns=scores[0] // 4 if scores else 0,
+            head=tuple(self.step(op) for op in head),
+            steps=tuple(self.step(op) for op in body),
+            products=tuple(Step(f"product_{m.a_space}", dataclasses.asdict(m)) for m in mmas),
+            registers=self.registers(role, mmas),
+            channels=tuple(c for c in self.channels.values() if c.name in used),
+        )
+
+    def mmas(self, role: Role) -> tuple[MmaView, ...]:
+        found: dict[str, MmaView] = {}
+        for op in operations(role.body):
+            if isinstance(op, l3.Mma):
+                dst, a = self.buffers[op.dst], self.buffers[op.a]
+                view = MmaView(
+                    f"{op.dst}_{op.a}_{op.b}", op.dst, op.a, op.b, op.transposed, a.space, dst.rows, dst.cols, a.cols
+                )
+                found[view.name] = view
+        return tuple(found.values())
+
+    def registers(self, role: Role, mmas: tuple[MmaView, ...]) -> tuple[Step, ...]:
+        """A declaration for each register buffer the role names: accumulators and operands of products, numbers of rows."""
+        accumulators = {m.dst: m for m in reversed(mmas)}
+        operands = {m.a: m for m in mmas if m.a_space == "register"}
+        used = [b for b in self.schedule.buffers if b.space == "register" and b.name in buffers_of(role.body)]
+        steps = []
+        for b in used:
+            name = "lse_rows" if b.name == "lse" else b.name
+            fields = {"name": name, "rows": b.rows, "cols": b.cols, "dtype": DSL_TYPES[b.dtype]}
+            if b.name in accumulators:
+                steps.append(Step("declare_accumulator", {**fields, "mma": accumulators[b.name]}))
+            elif b.name in operands:
+                steps.append(Step("declare_operand", {**fields, "mma": operands[b.name]}))
+            else:
+                steps.append(Step("declare_rows", fields))
+        return tuple(steps)
+
+    def step(self, op) -> Step:
+        """One operation: its fields, flattened."""
+        handler = getattr(self, f"view_{macro_name(type(op))}", None)
+        macro, extra = handler(op) if handler else (macro_name(type(op)), {})
+        self.count += 1
+        names = self.names(f"e{self.count}", self.variables(op))
+        fields: dict[str, object] = {"lines": ()}
+        for f in dataclasses.fields(op):
+            value = getattr(op, f.name)
+            if isinstance(value, Expr):
+                lines, (text,) = to_statements((value,), names)
+                fields["lines"] = (*fields["lines"], *lines)
+                fields[f.name], fields[f"{f.name}_type"] = text, DSL_TYPES[value.type]
+                names = dataclasses.replace(names, temporary=f"e{self.count}{f.name}_")
+            elif f.name == "body":
+                fields[f.name] = tuple(self.step(child) for child in value)
+            else:
+                fields[f.name] = value
+        return Step(macro, {**fields, **extra})
+
+    def variables(self, op) -> Mapping[str, str]:
+        """How lets of rows and columns read where `op` stands: as element r or c of their list."""
+        return dict(self.element_lets)
+
+    def view_let(self, op):
+        return "let", {"target": self.base.variable(op.name, op.expr.type)}
+
+    def view_row_let(self, op: RowLet):
+        return "row_let", self.element_let(op, f"rows_{local_name(op.name)}", "r")
+
+    def view_col_let(self, op: ColLet):
+        return "col_let", self.element_let(op, f"cols_{local_name(op.name)}", "c")
+
+    def element_let(self, op, target: str, index: str) -> dict:
+        """A list in registers; Booleans as 0 or 1, because predicate registers are few."""
+        boolean = op.expr.type == BOOL
+        self.element_lets[op.name] = f"({target}[{index}] != 0)" if boolean else f"{target}[{index}]"
+        return {"target": target, "stored": "Int32" if boolean else DSL_TYPES[op.expr.type]}
+
+    def view_for(self, op):
+        return "for_", {"target": self.base.variable(op.counter, INT), "label": printable(op.label)}
+
+    def view_if(self, op):
+        return "if_", {}
+
+    def view_acquire(self, op):
+        return "acquire", {"channel": self.channels[op.channel]}
+
+    def view_copy(self, op):
+        return "copy", {"channel": self.channels[op.channel]}
+
+    def view_commit(self, op):
+        return "commit", {"channel": self.channels[op.channel]}
+
+    def view_wait(self, op):
+        return "wait", {"channel": self.channels[op.channel]}
+
+    def view_release(self, op):
+        return "release", {"channel": self.channels[op.channel]}
+
+    def view_sync(self, op):
+        barrier = self.barriers[op.barrier]
+        kind = "block" if barrier.first == 0 else "group" if barrier.copies > 1 else "all"
+        return f"sync_{kind}", {"barrier": barrier}
+
+    def view_arrive(self, op):
+        barrier = self.barriers[op.barrier]
+        return "arrive_group" if barrier.copies > 1 else "arrive_all", {"barrier": barrier}
+
+    def view_set_registers(self, op):
+        return "grow_registers" if op.grow else "shrink_registers", {}
+
+    def view_mma(self, op):
+        """`a_ring` and `ring` are the channels that fill the operands a and b; `pending` < 0 waits for nothing."""
+        fields = {
+            "mma": f"{op.dst}_{op.a}_{op.b}",
+            "a_ring": self.ring(op.a),
+            "ring": self.ring(op.b),
+            "pending": -1 if op.asynchronous else 0,
+        }
+        return f"mma_{self.buffers[op.a].space}", fields
+
+    def ring(self, buffer: str) -> ChannelView | None:
+        return next((c for c in self.channels.values() if c.buffer.name == buffer), None)
+
+    def view_mask(self, op):
+        """Bounds of a row on the keys it keeps, then what is left as a condition on each element."""
+        columns = frozenset(name for name, text in self.element_lets.items() if "cols_" in text)
+        found = key_range(op.expr, columns)
+        names = self.names(f"e{self.count}k", self.variables(op))
+        parts = []
+        bounds = {"low": found.low, "high": found.high}
+        given = {side: bound for side, bound in bounds.items() if bound is not None}
+        if given:
+            macro = "mask_between" if len(given) == 2 else {"low": "mask_from", "high": "mask_below"}[next(iter(given))]
+            lines, texts = to_statements(tuple(given.values()), names)
+            parts.append(Step(macro, {"dst": op.dst, "lines": lines, **dict(zip(given, texts))}))
+        if found.rest is not TRUE:
+            lines, (text,) = to_statements((found.rest,), names)
+            parts.append(Step("mask_elements", {"dst": op.dst, "lines": lines, "expr": text}))
+        return "mask", {"parts": tuple(parts)}
+
+    def view_fill(self, op):
+        return "fill", {"number": literal(op.value).replace("arith.INF", "Float32.inf")}
+
+    def view_softmax_step(self, op):
+        return "softmax_step_first" if op.first else "softmax_step", {}
+
+    def view_weights(self, op):
+        return ("weights" if op.weights == op.scores else "weights_convert"), {}
+
+    def view_convert(self, op):
+        space = self.buffers[op.dst].space
+        return f"convert_{space}", {"tile": self.tiles.get(op.dst), "mma": self.product_of.get(op.src)}
+
+    def view_finalize(self, op):
+        if op.kind == "softmax":
+            return ("finalize_softmax" if op.sink is None else "finalize_softmax_sink"), {}
+        return ("finalize_plain" if op.weight_scale is None else "finalize_scaled"), {}
+
+    def view_store(self, op):
+        space = self.buffers[op.src].space
+        return f"store_{op.tensor}_{space}", {"tile": self.tiles.get(op.src)}
+
+
+def private_buffers(schedule: Schedule) -> dict[str, int]:
+    """Shared buffers whose rows belong to one warp group each (first operands of products, and their aliases) -> the number of groups."""
+    out: dict[str, int] = {}
+    for role in schedule.roles:
+        for op in operations(role.body):
+            if isinstance(op, l3.Mma) and role.groups > 0:
+                a = schedule.buffer(op.a)
+                if a.space == "shared" and a.rows == role.groups * role.rows_per_group:
+                    out[a.name] = role.groups
+    for b in schedule.buffers:
+        if b.alias in out:
+            out[b.name] = out[b.alias]
+    return out
+
+
+def all_operations(schedule: Schedule) -> tuple:
+    return tuple(op for body in (schedule.prelude, *(r.body for r in schedule.roles)) for op in operations(body))
+
+
+def buffers_of(body) -> frozenset[str]:
+    """Names of the buffers that the operations of `body` read or write (Finalize: the statistics of rows too)."""
+    fields = ("dst", "src", "a", "b", "scores", "weights", "row_max", "row_sum", "correction", "factor", "accumulator")
+    ops = tuple(operations(body))
+    named = {getattr(op, f) for op in ops for f in fields if isinstance(getattr(op, f, None), str)}
+    if any(isinstance(op, l3.Finalize) for op in ops):
+        named |= {"row_max", "row_sum", "lse"}
+    return frozenset(named)
