@@ -23,6 +23,7 @@ LAYERS = (
     ("attncc.runtime", "attncc.emulator"),
     ("attncc.driver",),
     ("attncc",),
+    ("attncc.measure",),
     ("attncc.fuzz", "attncc.bench"),
     ("attncc.commands",),
     ("attncc.cli",),
@@ -32,7 +33,7 @@ LAYERS = (
 
 HEAVY = ("torch", "cutlass", "tvm_ffi", "cuda")
 HEAVY_ALLOWED = (
-    "attncc.interp", "attncc.device", "attncc.runtime", "attncc.emulator", "attncc.driver", "attncc.fuzz", "attncc.bench",
+    "attncc.interp", "attncc.device", "attncc.runtime", "attncc.emulator", "attncc.driver", "attncc.fuzz", "attncc.bench", "attncc.measure",
     "attncc.commands",
 )  # fmt: skip
 CHIPS = re.compile(r"sm_?\d{2,3}a?\b|hopper|ampere|blackwell|\bada\b|wgmma|tcgen05|\b(?:h|a|b)[1-9]00\b", re.IGNORECASE)

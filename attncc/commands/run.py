@@ -1,0 +1,82 @@
+"""attncc run: compiles a spec and runs it on generated data."""
+
+from __future__ import annotations
+
+import click
+
+from attncc.commands.common import make_kernel, shape_option, spec_options, step, target_option
+
+
+@click.command("run")
+@spec_options
+@target_option
+@shape_option()
+@click.option("--seed", default=0, show_default=True, help="of the generated data")
+def command(file, parameters, attention, target, shape, seed):
+    """Compile the spec FILE for the GPU that is there and run it on generated data.
+
+    Without a GPU the CPU interpreter of the same tile program runs, and the kernel of the best target is emitted and
+    cross-compiled. Exit status 1 when the result is further from the float64 reference than it may be.
+    """
+    import torch
+
+    from attncc.measure import CheckResult, measure
+    from attncc.explain import Shape
+
+    on_gpu = torch.cuda.is_available()
+    kernel = make_kernel(file, parameters, attention, target if on_gpu else None)
+    a = kernel.attention
+    click.echo(f"{a.name}: {a.heads_q} query heads, {a.heads_kv} key/value heads, dim {a.dim_qk}/{a.dim_v}, {a.dtype}, {a.reduction.kind}")
+    if on_gpu:
+        small, timed = shape or Shape(2, 333, 333), shape or Shape(4, 4096, 4096)
+        where = torch.cuda.get_device_name()
+    else:
+        small, timed = shape or Shape(1, 160, 160), None
+        where = "the CPU interpreter of the tile program"
+    with step(f"running on {where}"):
+        result: CheckResult = measure(kernel, small, seed, "cuda" if on_gpu else "cpu")
+    click.echo(f"ran on     {where}, target {kernel.stages().target.name}")
+    click.echo(f"shapes     q {result.shapes[0]}, k {result.shapes[1]}, v {result.shapes[2]}")
+    click.echo(f"time       {_time(result, on_gpu)}")
+    click.echo(f"error      {result.error:.2e} against the float64 reference, allowed {result.allowed:.2e}")
+    if timed and timed != small:
+        _timing(kernel, timed, seed)
+    if on_gpu:
+        click.echo(f"kernel     {kernel.path}")
+    else:
+        _cross_compile(file, parameters, attention, target)
+    if not result.ok:
+        click.echo("error: the result is not what the reference says", err=True)
+        return 1
+    return 0
+
+
+def _time(result, on_gpu: bool) -> str:
+    if not on_gpu:
+        return f"{result.seconds:.2f} s (an interpreter: this says nothing about a GPU)"
+    return f"{1e6 * result.seconds:.1f} us, {result.flops / result.seconds / 1e12:.1f} TFLOP/s"
+
+
+def _timing(kernel, shape, seed: int) -> None:
+    """A second run at a size where a GPU has enough to do."""
+    from attncc.measure import time_kernel
+
+    with step("timing"):
+        result = time_kernel(kernel, shape, seed)
+    click.echo(f"shapes     q {result.shapes[0]}, k {result.shapes[1]}, v {result.shapes[2]}")
+    click.echo(f"time       {_time(result, True)}")
+
+
+def _cross_compile(file, parameters, attention, target) -> None:
+    """Emits and compiles the device kernel though no device is here."""
+    from attncc.runtime.artifacts import artifacts
+
+    kernel = make_kernel(file, parameters, attention, target)
+    chosen = kernel.stages().target
+    chip = chosen.archs[0]
+    with step(f"cross-compiling for {chosen.title}, {chip}"):
+        made = artifacts(kernel, chip)
+    for used in made.report["kernels"].values():
+        spills = f"a stack frame of {used['frame']} bytes" if used["frame"] else "no spills"
+        click.echo(f"compiled   for {chosen.title}, {chip}: {used['registers']} registers, {spills}, {used['code']} bytes of code")
+    click.echo(f"kernel     {kernel.path}")

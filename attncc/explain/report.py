@@ -1,0 +1,102 @@
+"""Lays out the report of `attncc explain`."""
+
+from __future__ import annotations
+
+from attncc.explain.work import LIMIT_NAMES, Shape, Work, limits, scaled, share, work
+from attncc.formats import bytes_of
+from attncc.ir.attention import Attention
+from attncc.ir.schedule import Schedule
+from attncc.ir.text import format_expr
+from attncc.ir.tile import TileProgram
+from attncc.stages import LEVELS, PassStep, Stages
+
+WIDTH = 100
+
+
+def report(stages: Stages, shape: Shape) -> str:
+    """The whole report for calls of `shape`."""
+    done = work(stages.tile, shape)
+    parts = [
+        _what(stages.attention),
+        _passes(stages),
+        _remarks(stages),
+        _schedule(stages.schedule, stages.target.title),
+        _classes(stages.tile, shape, done),
+        _bounds(stages, shape, done),
+    ]
+    return "\n\n".join(p for p in parts if p)
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return "\n".join([title, *(f"  {line}" for line in lines)]) if lines else ""
+
+
+def _what(a: Attention) -> str:
+    heads = {1: "multi-head"}.get(a.group, "multi-query" if a.heads_kv == 1 else "grouped-query")
+    dim = f"dim {a.dim_qk}" if a.dim_qk == a.dim_v else f"dim {a.dim_qk} for q and k, {a.dim_v} for v"
+    lines = [
+        f"heads      {a.heads_q} query, {a.heads_kv} key/value ({heads})",
+        f"operands   {a.dtype}, {dim}",
+        f"score      {_cut(format_expr(a.score))}",
+        f"mask       {_cut(format_expr(a.mask))}",
+        f"reduction  {a.reduction.kind}{' with a sink' if a.reduction.sink is not None else ''}",
+    ]
+    lines += [f"tensor     {t.name}: {t.dtype}[{', '.join('?' if e is None else format_expr(e) for e in t.shape)}]" for t in a.tensors]
+    lines += [f"scalar     {s.name}: {s.type}" for s in a.scalars]
+    return _section(f"{a.name}", lines)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= WIDTH else text[: WIDTH - 4] + " ..."
+
+
+def _passes(stages: Stages) -> str:
+    lines = []
+    for level in LEVELS:
+        names = [_pass_name(s) for s in stages.level(level)[1:]]
+        lines.append(f"{level}  {', '.join(names) or 'no passes'}")
+    return _section("passes (those in brackets changed nothing)", lines)
+
+
+def _pass_name(step: PassStep) -> str:
+    return step.name if step.changed else f"[{step.name}]"
+
+
+def _remarks(stages: Stages) -> str:
+    remarks = stages.schedule.remarks or stages.tile.remarks
+    return _section("what they did", [f"{r.by}: {r.text}" for r in remarks])
+
+
+def _schedule(s: Schedule, title: str) -> str:
+    shared = sum(b.stages * b.rows * b.cols * bytes_of(b.dtype) for b in s.buffers if b.space == "shared" and b.alias is None)
+    lines = [f"tiles of {s.tile_m} query rows by {s.tile_n} keys, {s.threads} threads, {shared} bytes of shared memory for tiles"]
+    for r in s.roles:
+        registers = f", {r.registers} registers a thread" if r.registers else ""
+        groups = f" as {r.groups} groups of {r.rows_per_group} rows" if r.rows_per_group else ""
+        lines.append(f"{r.name}: warps {r.first_warp} to {r.first_warp + r.warps - 1}{groups}{registers}")
+    lines += [f"channel {c.name}: {c.stages} stages, {c.kind}, {c.producer} to {c.consumer}" for c in s.channels]
+    return _section(f"schedule for {title}", lines)
+
+
+def _classes(program: TileProgram, shape: Shape, done: Work) -> str:
+    a = program.attention
+    lines = [
+        f"skipped  {done.empty:10d}  {share(done.empty, done.tiles)}",
+        f"full     {done.full:10d}  {share(done.full, done.tiles)}, run without mask code",
+        f"partial  {done.partial:10d}  {share(done.partial, done.tiles)}",
+    ]
+    how = "listed by a kernel that runs before" if program.table else "loop bounds in closed form"
+    title = f"tiles of {program.tile_m} x {program.tile_n} at batch {shape.batch}, {shape.seq_q} queries, {shape.seq_kv} keys, {a.heads_q} heads: {how}"
+    return _section(title, lines)
+
+
+def _bounds(stages: Stages, shape: Shape, done: Work) -> str:
+    times = limits(done, stages.target)
+    worst = max(times, key=times.get)
+    lines = [
+        f"flops          {scaled(done.flops, 'flop')} in the tiles that run",
+        f"bytes          {scaled(done.moved, 'B')} loaded and stored, {scaled(done.least, 'B')} is the least",
+        f"intensity      {done.flops / max(1, done.least):.0f} flop a byte at the least",
+        *(f"{LIMIT_NAMES[u]:<22} {1e6 * t:10.1f} us{'   <- the limit' if u == worst else ''}" for u, t in times.items()),
+    ]
+    return _section(f"work and limits on {stages.target.title}", lines)

@@ -1,0 +1,131 @@
+"""Runs a kernel on generated data: its error against the float64 reference beside that of eager PyTorch, and its time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from attncc.explain.work import Shape
+from attncc.interp.data import make_inputs
+from attncc.interp.evaluate import evaluate
+from attncc.interp.reference import reference
+from attncc.interp.run_attention import run_attention
+from attncc.ir.attention import Attention
+from attncc.runtime.kernel import Kernel
+
+SLACK = 1e-5
+"""An error of twice the eager computation's, plus this, is allowed."""
+POISON = float("nan")
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One run: the shapes of q, k and v, seconds of a call, flops over the kept pairs, the largest error, and what is allowed.
+
+    `lse_error` is the largest error of the log-sum-exp (0 without one), `bad` says in words what is wrong beyond size (a NaN,
+    a missing infinity), None for nothing.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    seconds: float
+    flops: int
+    error: float
+    allowed: float
+    lse_error: float = 0.0
+    bad: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.bad is None and self.error <= self.allowed and self.lse_error <= LSE_ALLOWED
+
+
+LSE_ALLOWED = 2e-3
+"""Absolute: scores come from 16-bit operands with float32 sums, and are of the order of ten."""
+
+
+def measure(kernel: Kernel, shape: Shape, seed: int = 0, device: str = "cpu") -> CheckResult:
+    """Runs once for the error, on poisoned output, and once (many times on a GPU) for the time."""
+    q, k, v, inputs = make_inputs(kernel.attention, shape.batch, shape.seq_q, shape.seq_kv, seed, device)
+    result = compare(kernel, q, k, v, inputs)
+    seconds = seconds_of(lambda: kernel(q, k, v, **inputs), q.device) if device != "cpu" else result.seconds
+    return CheckResult(result.shapes, seconds, flops_of(kernel.attention, q, k, inputs), result.error, result.allowed, result.lse_error, result.bad)
+
+
+def compare(kernel: Kernel, q, k, v, inputs: dict) -> CheckResult:
+    """One call whose output memory is full of NaN beforehand, against the reference."""
+    a = kernel.attention
+    has_lse = kernel.has_lse
+    out = torch.full((*q.shape[:3], a.dim_v), POISON, dtype=q.dtype, device=q.device)
+    start = time.perf_counter()
+    found = kernel(q, k, v, return_lse=has_lse, out=out, **inputs)
+    if q.is_cuda:
+        torch.cuda.synchronize(q.device)
+    seconds = time.perf_counter() - start
+    got, lse = found if has_lse else (found, None)
+    wanted, wanted_lse = reference(a, q, k, v, inputs)
+    eager, _ = run_attention(a, q, k, v, inputs)
+    allowed = 2 * distance(eager, wanted) + SLACK
+    lse_error, bad = 0.0, None
+    if not bool(torch.isfinite(got).all()):
+        bad = "the output holds NaN or infinity, or was not written everywhere"
+    elif lse is not None:
+        lse_error, bad = lse_distance(lse, wanted_lse)
+    return CheckResult((tuple(q.shape), tuple(k.shape), tuple(v.shape)), seconds, 0, distance(got, wanted), allowed, lse_error, bad)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest absolute difference; 0 for empty tensors."""
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+
+
+def lse_distance(lse: torch.Tensor, wanted: torch.Tensor) -> tuple[float, str | None]:
+    """The largest difference where both are finite, and what is wrong when the infinities are not in the same places."""
+    empty = torch.isneginf(wanted)
+    if not torch.equal(torch.isneginf(lse), empty) or bool(torch.isnan(lse).any()):
+        return 0.0, "the log-sum-exp is not -inf exactly for the rows without a key"
+    return distance(lse[~empty], wanted[~empty]), None
+
+
+def time_kernel(kernel: Kernel, shape: Shape, seed: int = 0) -> CheckResult:
+    """The time alone, on the current GPU."""
+    q, k, v, inputs = make_inputs(kernel.attention, shape.batch, shape.seq_q, shape.seq_kv, seed, "cuda")
+    seconds = seconds_of(lambda: kernel(q, k, v, **inputs), q.device)
+    return CheckResult((tuple(q.shape), tuple(k.shape), tuple(v.shape)), seconds, flops_of(kernel.attention, q, k, inputs), 0.0, 0.0)
+
+
+def seconds_of(call, device: torch.device, repeats: int = 20, least: float = 0.02) -> float:
+    """The median time of a call on the GPU, after a warm-up of at least `least` seconds."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < least:
+        call()
+        torch.cuda.synchronize(device)
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for begin, end in events:
+        begin.record()
+        call()
+        end.record()
+    torch.cuda.synchronize(device)
+    return sorted(begin.elapsed_time(end) for begin, end in events)[repeats // 2] / 1e3
+
+
+def flops_of(a: Attention, q: torch.Tensor, k: torch.Tensor, inputs: dict) -> int:
+    """Flops of both products over the pairs that the mask keeps, as every paper on attention counts them."""
+    return 2 * kept_pairs(a, q.shape[0], q.shape[1], k.shape[1], inputs) * (a.dim_qk + a.dim_v)
+
+
+def kept_pairs(a: Attention, batch: int, seq_q: int, seq_kv: int, inputs: dict, rows: int = 512) -> int:
+    """Query-key pairs that the mask keeps, over all batch entries and heads; a strip of `rows` queries at a time."""
+    tensors = {t.name: inputs[t.name].cpu() for t in a.tensors}
+    h = torch.arange(a.heads_q).view(1, -1, 1, 1)
+    env = {"batch": batch, "seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q, "b": torch.arange(batch).view(-1, 1, 1, 1)}
+    env |= {"h": h, "hkv": h // a.group, "kv_idx": torch.arange(seq_kv).view(1, 1, 1, -1)}
+    env |= {s.name: inputs[s.name] for s in a.scalars}
+    total = 0
+    for first in range(0, seq_q, rows):
+        q_idx = torch.arange(first, min(first + rows, seq_q)).view(1, 1, -1, 1)
+        kept = evaluate(a.mask, {**env, "q_idx": q_idx}, tensors, valid=torch.tensor(False))
+        whole = batch * a.heads_q * q_idx.numel() * seq_kv
+        total += int(kept.sum()) * (whole // kept.numel()) if kept.numel() else 0
+    return total
