@@ -78,24 +78,20 @@ class NamedBarrier:
         self.expected = 0
         self.open_count = False
         self.arrived = 0
-        self.who: dict[int, str] = {}
         self.generation = 0
         self.clock: Clock | None = None
         self.done_clock: Clock | None = None
         self.votes: list[tuple[int, int]] = []
         self.result = (0, 0)
 
-    def arrive(self, w, count: int, what: str) -> int:
-        """A warp arrives; returns the generation it belongs to."""
+    def arrive(self, w, count: int) -> int:
+        """A warp arrives (a warp may arrive and then sync: it counts twice); returns the generation it belongs to."""
         if self.clock is None:
             self.clock, self.done_clock = Clock.empty(w.machine.total_warps), Clock.empty(w.machine.total_warps)
         if self.arrived and not self.open_count and count and count != self.expected:
             w.report("named-barrier", f"barrier {self.number}: this warp expects {count} threads, earlier ones {self.expected}")
-        if w.gid in self.who:
-            w.report("named-barrier", f"barrier {self.number}: the warp arrives a second time before the barrier completes")
         self.expected, self.open_count = count, count == 0
         self.clock.join(w.clk)
-        self.who[w.gid] = what
         self.arrived += 32
         mine = self.generation
         if count and self.arrived > count:
@@ -109,7 +105,7 @@ class NamedBarrier:
         expected = 32 * len(cta.running) if self.open_count else self.expected
         if self.arrived and self.arrived >= expected:
             self.generation += 1
-            self.arrived, self.who = 0, {}
+            self.arrived = 0
             self.done_clock.join(self.clock)
             if self.votes:
                 self.result = (sum(v for v, _ in self.votes), sum(n for _, n in self.votes))

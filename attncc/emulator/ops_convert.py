@@ -194,7 +194,10 @@ def _read(w, kind, index):
     if kind == "bf16":
         return nm.bf16_to_f32(w.V["u16"][index])
     if kind in ("u8", "s8", "b8"):
-        return w.V["u16"][index].astype(np.uint8).view(np.int8 if kind == "s8" else np.uint8)
+        return w.V[f"u{w.prog.widths[index]}"][index].astype(np.uint8).view(np.int8 if kind == "s8" else np.uint8)
+    width, bits = w.prog.widths[index], TYPE_BITS[kind]
+    if width != bits:  # a wider register: its low bits
+        return w.V[f"u{width}"][index].astype(f"u{bits // 8}").view(f"{'i' if kind[0] == 's' else 'u'}{bits // 8}")
     return w.V[VIEW[kind]][index]
 
 

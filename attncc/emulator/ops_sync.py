@@ -60,7 +60,7 @@ def _bar_step(w, mode, number, count, aligned, instr, vote=None):
             w.report("named-barrier", f"barrier {barrier.number}: thread count {threads} is no multiple of the warp size")
         if vote is not None:
             barrier.votes.append(vote(w))
-        generation = barrier.arrive(w, threads, instr.text)
+        generation = barrier.arrive(w, threads)
     if mode == "arrive":
         return None
     if barrier.generation == generation:
