@@ -45,9 +45,16 @@ LSE_ALLOWED = 2e-3
 """Absolute: scores come from 16-bit operands with float32 sums, and are of the order of ten."""
 
 
-def measure(kernel: Kernel, shape: Shape, seed: int = 0, device: str = "cpu") -> CheckResult:
-    """Runs once for the error, on poisoned output, and once (many times on a GPU) for the time."""
+def measure(kernel: Kernel, shape: Shape, seed: int = 0, device: str = "cpu", strided: bool = False) -> CheckResult:
+    """Runs once for the error, on poisoned output, and once (many times on a GPU) for the time.
+
+    `strided` passes q as a view of (batch, heads, seq, dim) memory, and k and v as parts of one tensor.
+    """
     q, k, v, inputs = make_inputs(kernel.attention, shape.batch, shape.seq_q, shape.seq_kv, seed, device)
+    if strided:
+        both = torch.cat([k, v], dim=-1)
+        q = q.transpose(1, 2).contiguous().transpose(1, 2)
+        k, v = both[..., : k.shape[-1]], both[..., k.shape[-1] :]
     result = compare(kernel, q, k, v, inputs)
     seconds = seconds_of(lambda: kernel(q, k, v, **inputs), q.device) if device != "cpu" else result.seconds
     return CheckResult(result.shapes, seconds, flops_of(kernel.attention, q, k, inputs), result.error, result.allowed, result.lse_error, result.bad)
@@ -57,19 +64,27 @@ def compare(kernel: Kernel, q, k, v, inputs: dict) -> CheckResult:
     """One call whose output memory is full of NaN beforehand, against the reference."""
     a = kernel.attention
     has_lse = kernel.has_lse
-    out = torch.full((*q.shape[:3], a.dim_v), POISON, dtype=q.dtype, device=q.device)
+    buffer = torch.full((q.shape[0] + 2, *q.shape[1:3], a.dim_v), POISON, dtype=q.dtype, device=q.device)
+    out = buffer[1:-1]
+    poison = torch.full((q.shape[0], q.shape[2], q.shape[1]), POISON, device=q.device)
+    del poison  # so that the memory the log-sum-exp gets holds NaN
     start = time.perf_counter()
     found = kernel(q, k, v, return_lse=has_lse, out=out, **inputs)
     if q.is_cuda:
         torch.cuda.synchronize(q.device)
     seconds = time.perf_counter() - start
     got, lse = found if has_lse else (found, None)
+    again = kernel(q, k, v, **inputs)
     wanted, wanted_lse = reference(a, q, k, v, inputs)
     eager, _ = run_attention(a, q, k, v, inputs)
     allowed = 2 * distance(eager, wanted) + SLACK
     lse_error, bad = 0.0, None
     if not bool(torch.isfinite(got).all()):
         bad = "the output holds NaN or infinity, or was not written everywhere"
+    elif not torch.equal(got, again):
+        bad = "a second call gave another result"
+    elif not bool(torch.isnan(buffer[[0, -1]]).all()):
+        bad = "something was written before or after the output"
     elif lse is not None:
         lse_error, bad = lse_distance(lse, wanted_lse)
     return CheckResult((tuple(q.shape), tuple(k.shape), tuple(v.shape)), seconds, 0, distance(got, wanted), allowed, lse_error, bad)

@@ -27,7 +27,7 @@ def contents(error: Exception, arguments: list[str]) -> str:
     parts = [
         f"attncc {' '.join(arguments)}",
         f"python {platform.python_version()} on {platform.platform()}",
-        *(f"{name} {_version(name)}" for name in PACKAGES),
+        *(f"{name} {version(name)}" for name in PACKAGES),
         "",
         "".join(traceback.format_exception(error)),
     ]
@@ -37,7 +37,7 @@ def contents(error: Exception, arguments: list[str]) -> str:
     return "\n".join(parts)
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -38,6 +38,6 @@ def command(file, parameters, attention, target, chip, output, dump):
     if dump:
         for path in kernel.dump(folder / f"{stem}_dump"):
             click.echo(path)
-    for name, used in made.report["kernels"].items():
+    for number, used in enumerate(made.report["kernels"].values(), 1):
         spilled = f", stack frame of {used['frame']} bytes (spills)" if used["frame"] else ", no spills"
-        click.echo(f"{name}: {used['registers']} registers{spilled}, {used['code']} bytes of code")
+        click.echo(f"kernel {number}: {used['registers']} registers{spilled}, {used['code']} bytes of code")

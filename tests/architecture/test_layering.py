@@ -24,7 +24,7 @@ LAYERS = (
     ("attncc.driver",),
     ("attncc",),
     ("attncc.measure",),
-    ("attncc.fuzz", "attncc.bench"),
+    ("attncc.fuzz", "attncc.bench", "attncc.verify"),
     ("attncc.commands",),
     ("attncc.cli",),
     ("attncc.__main__",),
