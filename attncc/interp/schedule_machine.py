@@ -67,7 +67,7 @@ class _Own:
     unseen: frozenset[str] = frozenset()
     """Shared buffers written since the last Sync."""
 
-    def clone(self) -> "_Own":
+    def clone(self) -> _Own:
         new = _Own.__new__(_Own)
         new.__dict__.update(self.__dict__)
         new.filled, new.used, new.acquired = dict(self.filled), dict(self.used), dict(self.acquired)
@@ -89,7 +89,7 @@ class _Stage:
     left: dict[int, int] = field(default_factory=dict)
     """By worker ("cp_async"): meetings passed when it released the stage last."""
 
-    def clone(self) -> "_Stage":
+    def clone(self) -> _Stage:
         new = _Stage.__new__(_Stage)
         new.__dict__.update(self.__dict__)
         new.parts, new.left = dict(self.parts), dict(self.left)
@@ -119,7 +119,7 @@ class Machine:
     def _workers_of(self, role: str) -> tuple[int, ...]:
         return tuple(i for i, w in enumerate(self.workers) if w.role == role)
 
-    def clone(self) -> "Machine":
+    def clone(self) -> Machine:
         new = Machine.__new__(Machine)
         new.__dict__.update(self.__dict__)
         new.own = [o.clone() for o in self.own]
@@ -158,7 +158,7 @@ class Machine:
         for i, (worker, own) in enumerate(zip(self.workers, self.own)):
             if own.products:
                 raise Fault("unfinished", f"{worker.name} ends while a product into {own.products[0][0]} is unfinished")
-            for name, is_filled in own.acquired.items():
+            for name in own.acquired:
                 raise Fault("protocol", f"{worker.name} ends with a stage of {name} acquired and not committed")
         for name, channel in self.channels.items():
             made = max((self.own[i].filled.get(name, 0) for i in self.writers[name]), default=0)

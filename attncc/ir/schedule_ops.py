@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from attncc.ir import schedule as l3
-from attncc.ir.expr import Expr, variables
+from attncc.ir.expr import OPS, Expr, variables, walk
 from attncc.ir.tile import LSE, ColLet, Let, RowLet
 
 STATISTICS = ("row_max", "row_sum")
@@ -117,3 +117,22 @@ def shared_bytes(schedule: l3.Schedule, bytes_of: Callable[[str], int]) -> int:
             owner = b.alias or b.name
             sizes[owner] = max(sizes.get(owner, 0), b.rows * b.cols * bytes_of(b.dtype) * b.stages)
     return sum(sizes.values())
+
+
+def number(e: Expr, env: dict[str, object], element: Callable | None = None):
+    """The value of `e` with the variables of `env` and `element(tensor, indices)` for tensors; KeyError when it needs another."""
+    done: dict[Expr, object] = {}
+    for node in walk(e):
+        if node.op == "const":
+            done[node] = node.value
+        elif node.op == "var":
+            done[node] = env[node.value]
+        elif node.op == "load" and element is not None:
+            done[node] = element(node.value, tuple(done[a] for a in node.args))
+        elif node.op == "load":
+            raise KeyError(node.value)
+        elif node.op == "to_float":
+            done[node] = float(done[node.args[0]])
+        else:
+            done[node] = OPS[node.op].evaluate(*(done[a] for a in node.args))
+    return done[e]

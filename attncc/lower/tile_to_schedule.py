@@ -13,7 +13,9 @@ from attncc.ir.expr import ZERO, Expr, add, apply, const, floordiv, var
 from attncc.ir.schedule_ops import drop_unused_lets
 from attncc.ir.tile import REGISTER, SHARED, Let, Load, Matmul, Segment, Softmax, TileProgram, Weights
 from attncc.targets import Target
-from attncc.targets.fit import computing_groups
+from attncc.targets.cost import element_cost
+from attncc.targets.fit import Tiles, computing_groups, hints, splits
+from attncc.targets.model import resident_blocks
 
 ROLE = "compute"
 ROW_MAX, ROW_SUM, CORRECTION = "row_max", "row_sum", "correction"
@@ -22,8 +24,7 @@ TOTAL = "tiles_total"
 
 def lower_tile_to_schedule(program: TileProgram, target: Target) -> l3.Schedule:
     """The plain schedule of `program`; ValueError when its tile fits none of the target's groups of warps."""
-    split = computing_groups(target, program.tile_m, program.tile_n, program.attention.dim_v) or _any_split(program, target)
-    groups, rows = split
+    groups, rows = _split(program, target)
     role = l3.Role(ROLE, 0, groups * target.group_warps, groups, rows, None, _role_body(program, target))
     return l3.Schedule(
         attention=program.attention,
@@ -38,16 +39,25 @@ def lower_tile_to_schedule(program: TileProgram, target: Target) -> l3.Schedule:
         prelude=_prelude(program),
         roles=(role,),
         table=program.table,
+        blocks_per_sm=_resident(program, target, groups, rows),
         remarks=program.remarks,
     )
 
 
-def _any_split(program: TileProgram, target: Target) -> tuple[int, int]:
-    """A split that has the right shape though registers are short."""
-    for rows in reversed(target.group_rows):
-        if program.tile_m % rows == 0 and program.tile_m // rows in target.groups:
-            return program.tile_m // rows, rows
-    raise ValueError(f"a tile of {program.tile_m} rows cannot be split among the groups of target {target.name}")
+def _split(program: TileProgram, target: Target) -> tuple[int, int]:
+    """Groups and the rows of each: the fewest groups whose registers hold the fragments, else the most groups there are."""
+    a = program.attention
+    asked = hints(a, target).warp_groups
+    possible = tuple(s for s in splits(target, program.tile_m) if asked in (None, s[0]))
+    fitting = computing_groups(target, program.tile_m, program.tile_n, a.dim_v, element_cost(a).columns, asked)
+    if not possible:
+        raise ValueError(f"a tile of {program.tile_m} rows cannot be split among the groups of target {target.name}")
+    return fitting or possible[-1]
+
+
+def _resident(program: TileProgram, target: Target, groups: int, rows: int) -> int:
+    """Blocks that share an SM when K and V have the stages the target wants."""
+    return resident_blocks(program.attention, target, Tiles(program.tile_m, program.tile_n, groups, rows, target.stages))
 
 
 def _prelude(program: TileProgram) -> tuple[Let, ...]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attncc.formats import bytes_of
+from attncc.ir.attention import Attention, TargetHint
 from attncc.targets.target import WARP_THREADS, Target
+
+COLUMN_THREADS = 4
+"""Threads of a warp that share a row of an accumulator: each holds a quarter of the columns."""
 
 
 @dataclass(frozen=True)
@@ -19,31 +23,45 @@ class Tiles:
     stages: int
 
 
-def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, live_values: int = 0) -> int:
-    """Registers of a thread for S and O (float32), P (16 bit) and `live_values` more of S's size while scores are computed.
+def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: int = 0) -> int:
+    """Registers of a thread for S and O (float32), P (16 bit) and `extra` numbers for each of the thread's columns.
 
-    P and the further values are not alive at the same time: the larger counts.
+    All are alive together where softmax of one tile overlaps the second product of the tile before.
     """
     threads = target.group_warps * WARP_THREADS
     scores = group_rows * tile_n // threads
     output = group_rows * target.pad(dim_v) // threads
-    return scores + output + max(scores // 2, live_values * scores)
+    return scores + output + scores // 2 + extra * (tile_n // COLUMN_THREADS)
 
 
-def shared_memory(target: Target, dim_qk: int, dim_v: int, dtype: str, tiles: Tiles) -> int:
+def shared_memory(target: Target, dim_qk: int, dim_v: int, dtype: str, tile_m: int, tile_n: int, stages: int) -> int:
     """Bytes of shared memory: Q (or the output tile in its place) and the stages of K and V."""
-    size = bytes_of(dtype)
     qk, v = target.pad(dim_qk), target.pad(dim_v)
-    return size * (tiles.tile_m * max(qk, v) + tiles.stages * tiles.tile_n * (qk + v))
+    return bytes_of(dtype) * (tile_m * max(qk, v) + stages * tile_n * (qk + v))
 
 
-def computing_groups(target: Target, tile_m: int, tile_n: int, dim_v: int, live_values: int = 0) -> tuple[int, int] | None:
-    """(groups, rows of each) that compute a tile of `tile_m` rows; None when no split fits the registers."""
-    for rows in target.group_rows:
-        groups = tile_m // rows
-        if tile_m % rows or groups not in target.groups:
-            continue
-        limit = target.fragments(groups * target.group_warps)
-        if fragments(target, tile_n, dim_v, rows, live_values) <= limit:
+def hints(attention: Attention, target: Target) -> TargetHint:
+    """The hints of the `target` statement that are meant for this target; empty when it names another."""
+    return attention.target if attention.target.name in (None, target.name) else TargetHint()
+
+
+def splits(target: Target, tile_m: int) -> tuple[tuple[int, int], ...]:
+    """(groups, rows of each) into which a tile of `tile_m` rows can be divided, in the order of the target's list."""
+    return tuple((groups, rows) for groups, rows in target.splits if groups * rows == tile_m)
+
+
+def computing_groups(
+    target: Target, tile_m: int, tile_n: int, dim_v: int, extra: int = 0, asked: int | None = None
+) -> tuple[int, int] | None:
+    """The first of `splits` whose fragments fit the registers, with `asked` groups if given; None when there is none."""
+    for groups, rows in splits(target, tile_m):
+        if asked in (None, groups) and fragments(target, tile_n, dim_v, rows, extra) <= target.fragments(groups * target.group_warps):
             return groups, rows
     return None
+
+
+def blocks_per_sm(target: Target, threads: int, registers: int, shared: int) -> int:
+    """Blocks that an SM holds at once, by registers, threads and shared memory (1 KiB of it goes to each block)."""
+    by_registers = target.registers_sm // (threads * registers)
+    by_shared = target.shared_sm // (shared + 1024)
+    return max(1, min(by_registers, by_shared, 2048 // threads))

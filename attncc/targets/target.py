@@ -47,7 +47,9 @@ class Rates:
     dram_gbps      bytes of global memory for the whole chip, 1e9 a second
     l2_bytes       capacity of the L2 cache
     clock_ghz      under load
-    tile_overhead  work around the loop of one query tile, in key-tile iterations
+    tile_cycles    cycles of a query tile outside its iterations: block start, first copies, output
+    step_cycles    cycles of an iteration in which a block's units wait for each other
+    copy_cycles    latency of a tile's copy
     tensor_share   part of the peak that a long chain of products reaches (power, instruction gaps)
     """
 
@@ -60,7 +62,9 @@ class Rates:
     shared_bytes: int
     dram_gbps: float
     l2_bytes: int
-    tile_overhead: float
+    tile_cycles: float
+    step_cycles: float
+    copy_cycles: float
     tensor_share: float
     source: str
 
@@ -82,13 +86,12 @@ class Target:
     templates        the template folder
     archs            GPU architectures the kernel may be compiled for, the usual one first
     group_warps      warps of one computing group (the warps that share a row of the matrix instruction)
-    group_rows       rows of a query tile that a group may own
-    groups           numbers of computing groups to consider
+    splits           how a query tile may be divided: (groups, rows of each)
     shared_limit     bytes of shared memory a block may ask for; `shared_sm` an SM has
     registers_sm     32-bit registers of an SM; `registers_thread` the most for one thread
     fragment_limit   by number of computing warps: registers of a thread that S, P and O may take together
     dim_step, dim_max   head dims accepted; `dim_padding` what they are padded to a multiple of
-    tile_n_step      key tile lengths are multiples of it; `tile_n_max` the longest
+    tile_n_step      key tile lengths are multiples of it; `tile_n_max` the longest, `tile_n_usual` the longest without a hint
     stages           copies of K and V that are worth having
     """
 
@@ -99,8 +102,7 @@ class Target:
     capabilities: frozenset[str]
     mma: Mma
     group_warps: int
-    group_rows: tuple[int, ...]
-    groups: tuple[int, ...]
+    splits: tuple[tuple[int, int], ...]
     shared_limit: int
     shared_sm: int
     registers_sm: int
@@ -114,6 +116,7 @@ class Target:
     dim_padding: int
     tile_n_step: int
     tile_n_max: int
+    tile_n_usual: int
     stages: int
     memory_spaces: tuple[str, ...]
     rates: Rates
@@ -161,7 +164,7 @@ def _problems(t: Target):
         yield f"padding {t.dim_padding} is not a multiple of the matrix depth {t.mma.k} and the step {t.dim_step}"
     if t.tile_n_step % t.mma.k or t.tile_n_step % t.mma.n_step:
         yield f"key tile step {t.tile_n_step} does not fit the matrix instruction"
-    if any(rows % t.mma.m for rows in t.group_rows) or t.group_warps != t.mma.warps:
+    if any(rows % t.mma.m for _, rows in t.splits) or t.group_warps != t.mma.warps:
         yield "a group's rows do not fit the matrix instruction"
     for plan in t.register_plans:
         yield from _plan_problems(t, plan)

@@ -14,11 +14,12 @@ from attncc.formats import bytes_of
 from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import operations, remark, shared_bytes
 from attncc.targets import Target
+from attncc.targets.fit import hints
 
 
 def pipeline_stages(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     """`schedule` with stages added to the channels that are filled in loops, all alike."""
-    wanted = schedule.attention.target.stages or target.stages
+    wanted = hints(schedule.attention, target).stages or target.stages
     rings = looped_channels(schedule)
     best = schedule
     for stages in range(2, wanted + 1):

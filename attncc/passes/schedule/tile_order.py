@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 
 from attncc.ir import schedule as l3
-from attncc.ir.expr import ONE, OPS, Expr, const, sub, var, walk
-from attncc.ir.schedule_ops import compute_role, operations
+from attncc.ir.expr import ONE, const, sub, var
+from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.tile import Let
 from attncc.lower.tile_to_schedule import TOTAL
 from attncc.targets import Target
@@ -46,20 +46,3 @@ def key_tiles(schedule: l3.Schedule, seq_q: int, seq_kv: int, q_tile: int) -> in
         if let.name == TOTAL:
             return env[TOTAL]
     return None
-
-
-def number(e: Expr, env: dict[str, object]):
-    """The value of `e` with the variables of `env`; KeyError when it reads anything else."""
-    done: dict[Expr, object] = {}
-    for node in walk(e):
-        if node.op == "const":
-            done[node] = node.value
-        elif node.op == "var":
-            done[node] = env[node.value]
-        elif node.op == "load":
-            raise KeyError(node.value)
-        elif node.op == "to_float":
-            done[node] = float(done[node.args[0]])
-        else:
-            done[node] = OPS[node.op].evaluate(*(done[a] for a in node.args))
-    return done[e]

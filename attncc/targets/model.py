@@ -1,0 +1,163 @@
+"""The resource model: how long a kernel should take, and which unit limits it.
+
+One key-tile iteration of a block keeps four units busy: the tensor cores, the special function unit (exp2), the issue slots
+and shared memory. With asynchronous products they overlap and the slowest all but sets the period; with synchronous ones they
+overlap only across warps. With one stage the copy of the next tile is waited for. Around the loop a tile pays for its first loads and its output. Figures come from `Target.rates`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attncc.formats import bytes_of
+from attncc.ir.attention import Attention
+from attncc.targets.cost import ElementCost, element_cost
+from attncc.targets.fit import Tiles, blocks_per_sm, shared_memory
+from attncc.targets.target import WARP_THREADS, Target
+
+ELEMENT_INSTRUCTIONS = 4.5
+"""Per score element: maximum, subtract-multiply, exp2, sum, half a conversion (counted in compiled kernels)."""
+LOOP_INSTRUCTIONS = 105
+"""Per warp and iteration: barriers, descriptors, row statistics (counted in compiled kernels)."""
+OVERLAP = 4.0
+"""Units that overlap hinder each other a little: the exponent of the norm that adds their times."""
+UNITS = ("tensor", "special", "issue", "shared")
+
+
+@dataclass(frozen=True)
+class Period:
+    """Cycles of each unit for one key-tile iteration of one block, and of the iteration as a whole."""
+
+    tensor: float
+    special: float
+    issue: float
+    shared: float
+    total: float
+
+    @property
+    def limit(self) -> str:
+        """The unit that is busy longest."""
+        return max(UNITS, key=lambda unit: getattr(self, unit))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A prediction for one call. Times in seconds, `flops` by the usual count (kept cells), bytes of global memory."""
+
+    seconds: float
+    limit: str
+    period: Period
+    blocks: int
+    blocks_per_sm: int
+    iterations: int
+    flops: float
+    bytes: float
+    bytes_least: float
+    io_bound: float
+
+    @property
+    def tflops(self) -> float:
+        return self.flops / self.seconds / 1e12 if self.seconds else 0.0
+
+
+def period(attention: Attention, target: Target, tiles: Tiles, resident: int = 1) -> Period:
+    """The iteration of a block when `resident` blocks share an SM."""
+    r, extra = target.rates, element_cost(attention)
+    qk, v = target.pad(attention.dim_qk), target.pad(attention.dim_v)
+    elements = tiles.tile_m * tiles.tile_n
+    warps = tiles.groups * target.group_warps
+    tensor = 2.0 * elements * (qk + v) / r.tensor_flops / r.tensor_share
+    special = elements * (1.0 + extra.special) / r.mufu / 0.9
+    share = r.issue_share[min(3, max(0, warps * resident // r.issue - 1))]
+    issue = _instructions(target, tiles, v, extra) * warps / (r.issue * share)
+    shared = _shared_cycles(target, tiles, qk, v) / 0.9
+    units = (tensor, special, issue, shared)
+    if target.has("async_mma"):
+        total = sum(u**OVERLAP for u in units) ** (1.0 / OVERLAP)
+    else:
+        total = max(units) + (sum(units) - max(units)) / max(1.0, warps * resident / r.issue)
+    exposed = r.copy_cycles if tiles.stages < 2 and target.has("roles") else 0.0
+    return Period(*units, total + r.step_cycles + exposed)
+
+
+def _instructions(target: Target, tiles: Tiles, dim_v: int, extra: ElementCost) -> float:
+    """Warp instructions of one warp in one iteration."""
+    threads = target.group_warps * WARP_THREADS
+    elements = tiles.group_rows * tiles.tile_n / threads
+    rescale = tiles.group_rows * dim_v / threads
+    products = 0.0
+    if not target.has("mma_shared_operands"):
+        products = 1.5 * tiles.group_rows * tiles.tile_n * (dim_v * 2) / (target.mma.m * target.mma.n_step * target.mma.k)
+    return elements * (ELEMENT_INSTRUCTIONS + extra.instructions) + rescale + LOOP_INSTRUCTIONS + products
+
+
+def _shared_cycles(target: Target, tiles: Tiles, dim_qk: int, dim_v: int) -> float:
+    """Cycles of shared memory: what the products read, and the copies that come in."""
+    incoming = tiles.tile_n * (dim_qk + dim_v) * 2
+    k_and_v = tiles.tile_n * (dim_qk + dim_v) * 2 * tiles.groups
+    q = tiles.tile_m * dim_qk * 2
+    if not target.has("mma_shared_operands"):
+        return (incoming + k_and_v + q) / target.rates.shared_bytes
+    # a product of m rows reads its n x 16 operand in n / 4 cycles and its m x 16 one in 16
+    first = dim_qk / 16 * (16 + tiles.tile_n / 4)
+    second = tiles.tile_n / 16 * (dim_v / 4)
+    return tiles.groups * (first + second) + incoming / target.rates.shared_bytes
+
+
+def tile_cycles(attention: Attention, target: Target, tiles: Tiles, keys: float, resident: int) -> float:
+    """Cycles of a query tile that works on `keys` keys."""
+    p = period(attention, target, tiles, resident)
+    return (keys / tiles.tile_n + 1.0) * p.total + target.rates.tile_cycles
+
+
+def resident_blocks(attention: Attention, target: Target, tiles: Tiles) -> int:
+    """Blocks that share an SM."""
+    shared = shared_memory(
+        target, attention.dim_qk, attention.dim_v, attention.dtype, tiles.tile_m, tiles.tile_n, tiles.stages
+    )
+    warps = tiles.groups * target.group_warps + (target.group_warps if target.has("roles") else 0)
+    if target.has("roles"):
+        return 1
+    return blocks_per_sm(target, warps * WARP_THREADS, target.registers_thread, shared)
+
+
+def estimate(
+    attention: Attention, target: Target, tiles: Tiles, batch: int, seq_q: int, seq_kv: int, kept: float | None = None,
+    visited: int | None = None,
+) -> Estimate:  # fmt: skip
+    """The prediction for one call of the kernel.
+
+    kept     part of the score cells that the mask keeps (1.0 when not given), for the flop count
+    visited  key tiles that all blocks of one batch entry and head visit together; from `kept` when not given
+    """
+    a, r = attention, target.rates
+    kept = 1.0 if kept is None else kept
+    heads = batch * a.heads_q
+    q_tiles = -(-seq_q // tiles.tile_m)
+    iterations = visited if visited is not None else round(q_tiles * -(-seq_kv // tiles.tile_n) * kept)
+    resident = resident_blocks(a, target, tiles)
+    p = period(a, target, tiles, resident)
+    # an SM's units are shared by its blocks: the work adds up, the fixed parts of one block hide under another
+    cycles = heads * (iterations * p.total + q_tiles * (p.total + r.tile_cycles / resident)) / r.sms
+    flops = 2.0 * heads * seq_q * seq_kv * kept * (a.dim_qk + a.dim_v)
+    moved = _bytes(a, tiles, batch, seq_q, iterations)
+    least = _bytes_least(a, batch, seq_q, seq_kv)
+    seconds = max(cycles / (r.clock_ghz * 1e9), least / (r.dram_gbps * 1e9))
+    bound = least / (r.dram_gbps * 1e9)
+    limit = "memory" if seconds == bound else p.limit
+    return Estimate(seconds, limit, p, heads * q_tiles, resident, heads * iterations, flops, moved, least, bound)
+
+
+def _bytes(a: Attention, tiles: Tiles, batch: int, seq_q: int, iterations: int) -> float:
+    """Bytes between L2 and the SMs: Q and O once, K and V once for each visit."""
+    size = bytes_of(a.dtype)
+    rows = batch * a.heads_q * seq_q
+    visits = batch * a.heads_q * iterations * tiles.tile_n
+    return float(rows * ((a.dim_qk + a.dim_v) * size + 4) + visits * (a.dim_qk + a.dim_v) * size)
+
+
+def _bytes_least(a: Attention, batch: int, seq_q: int, seq_kv: int) -> float:
+    """Bytes of global memory that any kernel must move: every operand read once, the results written once."""
+    size = bytes_of(a.dtype)
+    queries = batch * a.heads_q * seq_q * ((a.dim_qk + a.dim_v) * size + 4)
+    return float(queries + batch * a.heads_kv * seq_kv * (a.dim_qk + a.dim_v) * size)

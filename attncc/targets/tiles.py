@@ -1,0 +1,98 @@
+"""Chooses the shape of a kernel for a target: the legal candidate that the resource model says is fastest."""
+
+from __future__ import annotations
+
+from attncc.diagnostics import AttnError, Diagnostic
+from attncc.ir.attention import Attention
+from attncc.ir.expr import TRUE
+from attncc.targets.cost import element_cost
+from attncc.targets.fit import Tiles, fragments, hints, shared_memory, splits
+from attncc.targets.model import resident_blocks, tile_cycles
+from attncc.targets.target import Target
+
+SAMPLE = 4096
+"""Keys of the query tile that candidates are compared on; a masked attention is taken to keep half of them."""
+MODEL_ERROR = 0.015
+"""Candidates this close are equal to the model; the simpler one is taken."""
+
+
+def choose_tiles(attention: Attention, target: Target) -> Tiles:
+    """The tiles for `attention`; hints of its `target` statement are kept to. AttnError E403 when a hint cannot be met."""
+    found = candidates(attention, target)
+    if not found:
+        raise AttnError(no_tile(attention, target))
+    costs = {tiles: cost_per_row(attention, target, tiles) for tiles in found}
+    limit = min(costs.values()) * (1.0 + MODEL_ERROR)
+    return min((t for t in found if costs[t] <= limit), key=lambda t: (_is_awkward(t), t.groups, costs[t]))
+
+
+def _is_awkward(tiles: Tiles) -> bool:
+    """Whether positions in the key tile cannot be found by shifts."""
+    return bool(tiles.tile_n & (tiles.tile_n - 1))
+
+
+def cost_per_row(attention: Attention, target: Target, tiles: Tiles) -> float:
+    """Cycles of the model for each query row at the sample length."""
+    masked = attention.mask is not TRUE
+    keys = SAMPLE / 2 + (tiles.tile_m + tiles.tile_n) / 2 if masked else SAMPLE
+    resident = resident_blocks(attention, target, tiles)
+    return tile_cycles(attention, target, tiles, keys, resident) / tiles.tile_m
+
+
+def candidates(attention: Attention, target: Target) -> tuple[Tiles, ...]:
+    """Every shape that fits registers and shared memory, with as many stages as the target wants and memory holds."""
+    hint = hints(attention, target)
+    rows = {groups * rows for groups, rows in target.splits}
+    longest = target.tile_n_max if hint.tile_n else target.tile_n_usual
+    out = []
+    for tile_m in sorted(rows if hint.tile_m is None else rows & {hint.tile_m}):
+        for tile_n in range(target.tile_n_step, longest + 1, target.tile_n_step):
+            if hint.tile_n in (None, tile_n):
+                out += _shapes(attention, target, tile_m, tile_n)
+    return tuple(out)
+
+
+def _shapes(a: Attention, target: Target, tile_m: int, tile_n: int):
+    """The splits of one tile that are legal."""
+    extra = element_cost(a).columns
+    groups_hint = hints(a, target).warp_groups
+    for groups, rows in splits(target, tile_m):
+        if groups_hint not in (None, groups):
+            continue
+        if fragments(target, tile_n, a.dim_v, rows, extra) > target.fragments(groups * target.group_warps):
+            continue
+        stages = _stages(a, target, tile_m, tile_n)
+        if stages:
+            yield Tiles(tile_m, tile_n, groups, rows, stages)
+
+
+def _stages(a: Attention, target: Target, tile_m: int, tile_n: int) -> int:
+    """The most stages up to what is wanted that shared memory holds; 0 when none, or fewer than a hint asks for."""
+    hint = hints(a, target).stages
+    wanted = hint or target.stages
+    for stages in range(wanted, 0, -1):
+        if shared_memory(target, a.dim_qk, a.dim_v, a.dtype, tile_m, tile_n, stages) <= target.shared_limit:
+            return stages
+        if hint:
+            return 0
+    return 0
+
+
+def no_tile(attention: Attention, target: Target) -> Diagnostic:
+    """Why no candidate is left."""
+    h = hints(attention, target)
+    given = {"tile_m": h.tile_m, "tile_n": h.tile_n, "stages": h.stages, "warp_groups": h.warp_groups}
+    named = ", ".join(f"{name} = {value}" for name, value in given.items() if value is not None)
+    rows = sorted({groups * rows for groups, rows in target.splits})
+    most = max(limit for _, limit in target.fragment_limit)
+    return Diagnostic(
+        "E403",
+        f"no tile of target {target.name} fits {named or 'this attention'}",
+        h.span or attention.span("dim"),
+        notes=(
+            f"query tiles have {', '.join(map(str, rows))} rows, key tiles a multiple of {target.tile_n_step} up to {target.tile_n_max}",
+            f"a block has at most {target.shared_limit} bytes of shared memory",
+            f"a thread has at most {most} registers for scores, weights and output",
+        ),
+        hint="leave out a hint: the compiler then chooses it" if named else None,
+    )
