@@ -36,8 +36,8 @@ from attncc.emit.view import (
 from attncc.ir import schedule as l3
 from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
-from attncc.ir.schedule_ops import operations
-from attncc.ir.tile import ColLet, RowLet, Store
+from attncc.ir.schedule_ops import STATISTICS, operations
+from attncc.ir.tile import LSE, ColLet, RowLet, Store
 
 WARP = 32
 FIRST_BARRIER = 1
@@ -188,7 +188,7 @@ class Flattener:
         used = [b for b in self.schedule.buffers if b.space == "register" and b.name in buffers_of(role.body)]
         steps = []
         for b in used:
-            name = "lse_rows" if b.name == "lse" else b.name
+            name = "lse_rows" if b.name == LSE else b.name
             fields = {"name": name, "rows": b.rows, "cols": b.cols, "dtype": DSL_TYPES[b.dtype]}
             if b.name in accumulators:
                 steps.append(Step("declare_accumulator", {**fields, "mma": accumulators[b.name]}))
@@ -348,5 +348,5 @@ def buffers_of(body) -> frozenset[str]:
     ops = tuple(operations(body))
     named = {getattr(op, f) for op in ops for f in fields if isinstance(getattr(op, f, None), str)}
     if any(isinstance(op, l3.Finalize) for op in ops):
-        named |= {"row_max", "row_sum", "lse"}
+        named |= {*STATISTICS, LSE}
     return frozenset(named)

@@ -60,7 +60,7 @@ def ampere_dense(
 
 
 def _buffers(dqk, dv, tile_m, tile_n, rows, stages, dtype, staged) -> tuple[Buffer, ...]:
-    numbers = tuple(Buffer(n, "register", rows, 1, "f32") for n in ("row_max", "row_sum", "correction", "lse"))
+    numbers = tuple(Buffer(n, "register", rows, 1, "f32") for n in ("row_max", "row_sum", "correction", "LSE"))
     return (
         Buffer("Q", "shared", tile_m, dqk, dtype),
         Buffer("K", "shared", tile_n, dqk, dtype, stages),
@@ -119,7 +119,7 @@ class _Body:
         )
         end = (Convert("OUT", "O"), Sync("rows"), Store("OUT", "o")) if self.staged else (Store("O", "o"),)
         finalize = Finalize("O", self.kind, self.scale)
-        return (If(apply("gt", var("total"), ZERO), loops), finalize, *end, Store("lse", "lse"))
+        return (If(apply("gt", var("total"), ZERO), loops), finalize, *end, Store("LSE", "lse"))
 
 
 class _One(_Body):

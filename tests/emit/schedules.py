@@ -90,7 +90,7 @@ def hopper_dense(
 
 
 def _buffers(dqk: int, dv: int, tile_m: int, tile_n: int, stages: int, dtype: str) -> tuple[Buffer, ...]:
-    rows = tuple(Buffer(n, "register", 64, 1, "f32") for n in ("row_max", "row_sum", "correction", "lse"))
+    rows = tuple(Buffer(n, "register", 64, 1, "f32") for n in ("row_max", "row_sum", "correction", "LSE"))
     return (
         Buffer("Q", "shared", tile_m, dqk, dtype),
         Buffer("K", "shared", tile_n, dqk, dtype, stages),
@@ -180,6 +180,6 @@ class _Bodies:
         )  # fmt: skip
         end = (
             finalize, Sync("group"), Convert("OUT", "O"), Sync("group"), Store("OUT", "o"),
-            Store("lse", "lse"),
+            Store("LSE", "lse"),
         )  # fmt: skip
         return (If(apply("gt", var("total"), ZERO), peeled), *end)
