@@ -12,6 +12,7 @@ import sys
 
 import click
 
+from attncc import __version__
 from attncc.commands import bundle
 from attncc.diagnostics import AttnError
 
@@ -53,22 +54,25 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="attncc", prog_name="attncc")
+@click.version_option(__version__, prog_name="attncc")
 def cli():
     """attncc compiles a short text that says what an attention variant computes into a GPU kernel."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script: runs a command and exits with its status."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(run((sys.argv[1:] if arguments is None else arguments) or ["--help"]))
 
 
 def run(arguments: list[str]) -> int:
     """Runs one command line and gives the exit status; no exception leaves it."""
     try:
-        status = cli.main(args=arguments, prog_name="attncc", standalone_mode=False)
+        with cli.make_context("attncc", list(arguments)) as context:
+            status = cli.invoke(context)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
+    except click.exceptions.Exit as end:  # --help and --version
+        return end.exit_code
     except BrokenPipeError:
         # What is still buffered has nowhere to go: keep the interpreter from flushing it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

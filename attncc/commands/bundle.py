@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import tempfile
 import traceback
 from importlib import metadata
@@ -45,7 +46,7 @@ def version(name: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0][:200] if text else "(no message)"
 
 

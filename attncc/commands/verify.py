@@ -33,8 +33,9 @@ def command(paths, targets, output, count, runners, timeout, quick, compile_only
     from attncc.verify.workers import run_all
 
     path = output_file(output, ".json") if output else None
-    names, device = [t.strip() for t in targets.split(",") if t.strip()], device_text(compile_only)
-    work = jobs(spec_files(paths), names, quick, chips(names, compile_only))
+    files, names = spec_files(paths), [t.strip() for t in targets.split(",") if t.strip()]
+    device = device_text(compile_only)
+    work = jobs(files, names, quick, chips(names, compile_only))
     click.echo(f"{len(work)} kernels on {device}")
     compiled = run_all(work, "compile", count, timeout, _ticker("compiled", len(work)))
     ready = [j for j, a in zip(work, compiled) if a.get("ok")]

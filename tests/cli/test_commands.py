@@ -1,0 +1,86 @@
+"""Every command does what it says; its output files are whole."""
+
+import json
+import xml.etree.ElementTree
+
+import pytest
+
+
+def test_check(attncc):
+    r = attncc("check", "little.attn")
+    assert (r.status, r.err) == (0, "") and r.out == "little.attn: ok: little, 2/1 heads, dim 64, bf16, softmax\n"
+
+
+def test_parameters_are_passed(attncc):
+    assert attncc("check", "little.attn", "-p", "window=3").status == 0
+    assert "3" in attncc("explain", "little.attn", "-p", "window=3", "--stage", "L1").out
+
+
+def test_help_lists_every_command(attncc):
+    from attncc.cli import COMMANDS
+
+    out = attncc("--help").out
+    assert all(name in out for name in COMMANDS)
+    for name in COMMANDS:
+        r = attncc(name, "--help")
+        assert r.status == 0 and "Usage: attncc " + name in r.out
+
+
+def test_version(attncc):
+    assert attncc("--version").out.startswith("attncc, version ")
+
+
+@pytest.mark.parametrize("stage, marker", [("L1", "attention"), ("l2", "tile_m"), ("L3", "role"), ("kernel", "import cutlass")])
+def test_explain_prints_each_level(attncc, stage, marker):
+    r = attncc("explain", "little.attn", "--stage", stage)
+    assert r.status == 0 and marker in r.out
+
+
+def test_explain_reports(attncc):
+    r = attncc("explain", "little.attn", "--shape", "2x300x500")
+    assert r.status == 0
+    for part in ("passes", "schedule for", "batch 2, 300 queries, 500 keys", "skipped", "flops", "<- the limit"):
+        assert part in r.out
+
+
+def test_draw_writes_svg(attncc, tmp_path):
+    r = attncc("draw", "little.attn", "-o", "mask.svg", "--head", "1", "--shape", "1x300x200")
+    assert r.status == 0 and r.out == "mask.svg\n"
+    root = xml.etree.ElementTree.parse(tmp_path / "mask.svg").getroot()
+    assert root.tag.endswith("svg")
+    assert "skipped: never loaded" in (tmp_path / "mask.svg").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["ampere", "hopper"])
+def test_compile_writes_kernel_ptx_cubin_and_report(attncc, tmp_path, target):
+    r = attncc("compile", "little.attn", "--target", target, "-o", "made/here", "--dump")
+    assert r.status == 0, r.err
+    folder = tmp_path / "made" / "here"
+    report = json.loads((folder / f"little_{target}.json").read_text())
+    assert all(k["frame"] == 0 and k["registers"] > 0 for k in report["kernels"].values())
+    assert (folder / f"little_{target}.cubin").read_bytes()[:4] == b"\x7fELF"
+    assert ".version" in (folder / f"little_{target}.ptx").read_text()
+    assert "ARGUMENTS" in (folder / f"little_{target}.py").read_text()
+    names = [p.name for p in sorted((folder / f"little_{target}_dump").iterdir())]
+    assert names[0] == "0-spec.attn" and names[-1] == "4-kernel.py"
+    assert [n[0] for n in names] == sorted(n[0] for n in names)
+
+
+@pytest.mark.slow
+def test_run_without_a_gpu(attncc, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    r = attncc("run", "little.attn", "--shape", "2x33x40")
+    assert r.status == 0, r.err
+    for part in ("the CPU interpreter of the tile program", "q (2, 33, 2, 64), k (2, 40, 1, 64)", "against the float64 reference", "kernel "):
+        assert part in r.out
+    path = r.out.rsplit("kernel", 1)[1].strip()
+    assert "ARGUMENTS" in open(path).read(), "the path of the generated kernel is printed"
+
+
+def test_fuzz_for_a_moment(attncc):
+    r = attncc("fuzz", "--seconds", "1", "--seed", "3")
+    assert r.status == 0, r.out + r.err
+    assert "results compared" in r.out
