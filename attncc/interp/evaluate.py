@@ -92,12 +92,18 @@ class _Machine:
         if node.op == "var":
             if node.value not in self.env:
                 raise KeyError(f"no value for the variable `{node.value}`")
-            return torch.as_tensor(self.env[node.value], device=self.device).to(self.torch_type(node.type))
+            return self.variable(self.env[node.value], node.type)
         if node.op == "load":
             return self.load(node, args)
         if node.op == "to_float":
             return args[0].to(self.dtype)
         return OPERATIONS[node.op](*args)
+
+    def variable(self, value, type: str) -> torch.Tensor:
+        """A number goes through the widest type, so that a Python float keeps its 53 bits and an int wraps."""
+        if not isinstance(value, torch.Tensor):
+            value = torch.tensor(value, dtype={INT: torch.int64, BOOL: torch.bool}.get(type, torch.float64))
+        return value.to(device=self.device, dtype=self.torch_type(type))
 
     def torch_type(self, type: str) -> torch.dtype:
         return BOOL_DTYPE if type == BOOL else INT_DTYPE if type == INT else self.dtype
