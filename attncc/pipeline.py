@@ -5,6 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+from attncc.ir.check_attention import check_attention
+from attncc.ir.check_schedule import check_schedule
+from attncc.ir.check_tile import check_tile
+from attncc.passes.attention.simplify import simplify
 from attncc.passes.schedule.assign_roles import assign_roles
 from attncc.passes.schedule.budget_registers import budget_registers
 from attncc.passes.schedule.drop_guards import drop_guards
@@ -16,9 +20,32 @@ from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.prefetch_copies import prefetch_copies
 from attncc.passes.schedule.stage_output import stage_output
 from attncc.passes.schedule.tile_order import tile_order
+from attncc.passes.tile.bound_keys import bound_keys
+from attncc.passes.tile.fold_multiplier import fold_multiplier
+from attncc.passes.tile.guard_loads import guard_loads
+from attncc.passes.tile.hoist_by_dependence import hoist_by_dependence
+from attncc.passes.tile.list_tiles import list_tiles
+from attncc.passes.tile.merge_segments import merge_segments
+from attncc.passes.tile.peel_masked_tiles import peel_masked_tiles
+from attncc.passes.tile.place_values import place_values
+from attncc.passes.tile.skip_empty_tiles import skip_empty_tiles
+from attncc.targets import TARGETS
 
-ATTENTION_PASSES: tuple[Callable, ...] = ()
-TILE_PASSES: tuple[Callable, ...] = ()
+ATTENTION_PASSES: tuple[Callable, ...] = (simplify,)
+"""L1 passes."""
+
+TILE_PASSES: tuple[Callable, ...] = (
+    list_tiles,
+    skip_empty_tiles,
+    peel_masked_tiles,
+    merge_segments,
+    fold_multiplier,
+    bound_keys,
+    guard_loads,
+    hoist_by_dependence,
+    place_values,
+)
+"""L2 passes. guard_loads comes before hoist_by_dependence, which moves guarded indices along with their loads."""
 
 MMA_SYNC_PASSES: tuple[Callable, ...] = (
     pipeline_stages,
@@ -45,6 +72,13 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
     "ada": MMA_SYNC_PASSES,
 }
 """L3 passes by target name."""
+
+CHECKS: dict[str, Callable] = {
+    "L1": check_attention,
+    "L2": check_tile,
+    "L3": lambda schedule: check_schedule(schedule, TARGETS[schedule.target]),
+}
+"""The legality check of each level, run after every pass."""
 
 
 def run_passes(program, passes: tuple[Callable, ...], check: Callable, target=None, observe: Callable | None = None):

@@ -191,16 +191,15 @@ class _Machine:
             self.values[op.accumulator] = acc * scale
             self.values[ir.LSE] = torch.full_like(m, -INFINITY)
             return
-        base = math.log(2.0) * op.multiplier * m
-        empty = total == 0
+        base = torch.where(total == 0, 0.0, math.log(2.0) * op.multiplier * m)
         if op.sink is not None:
             sink = self.value(op.sink).expand(m.shape)
-            top = torch.maximum(base, sink)
-            top = torch.where(empty, 0.0, top)
-            factor = torch.exp(base - top)
+            top = torch.where((total == 0) | (sink > base), sink, base)
+            top = torch.where(top == -INFINITY, 0.0, top)
+            factor = torch.where(total == 0, 0.0, torch.exp(base - top))
             acc, total, base = acc * factor, total * factor + torch.exp(sink - top), top
-        self.values[op.accumulator] = torch.where(empty, 0.0, acc / torch.where(empty, 1.0, total))
-        self.values[ir.LSE] = torch.where(empty, -INFINITY, base + torch.log(total))
+        self.values[op.accumulator] = torch.where(total == 0, 0.0, acc / torch.where(total == 0, 1.0, total))
+        self.values[ir.LSE] = torch.where(total == 0, -INFINITY, base + torch.log(total))
 
     def do_store(self, op: ir.Store) -> None:
         rows = self.env["q_idx"].reshape(-1)

@@ -14,7 +14,7 @@ from attncc.ir.algebra import Algebra, Facts, conjoin, negate
 from attncc.ir.attention import Attention
 from attncc.ir.expr import BOOL, FALSE, INT, TRUE, ZERO, Expr, apply, floordiv, sub, transform, var, variables, walk
 from attncc.ir.intervals import Intervals
-from attncc.ir.simplify import simplify
+from attncc.ir.simplify import promised, simplify
 from attncc.ir.solve import INDICES, KV, Piece, Q, TooManyAlternatives, alternatives, atom_expr, depends, piece
 from attncc.ir.tile import TileProgram
 
@@ -37,22 +37,14 @@ def program_facts(attention: Attention, tile_m: int, tile_n: int) -> Facts:
     some = {name: (0, None) for name in ("b", "q_idx", "kv_idx", "seq_kv", "q_tile", "kv_tile", "t", "kv_tiles", "__rows_left")}
     heads = {"h": (0, attention.heads_q - 1), "hkv": (0, attention.heads_kv - 1)}
     ranges = {**some, **heads, **{name: (1, None) for name in ("batch", "seq_q", "q_tiles")}}
-    ranges |= {s.name: _promised(s) for s in attention.scalars if s.type == INT}
+    ranges |= {s.name: promised(s) for s in attention.scalars if s.type == INT}
     seq_q = apply("add", apply("add", apply("mul", var("q_tile"), tile_m), 1), var("__rows_left"))
     equal = {
         "kv_tiles": floordiv(apply("add", var("seq_kv"), tile_n - 1), tile_n),
         "seq_q": seq_q,
         "off": sub(var("seq_kv"), seq_q),
     }
-    return Facts(ranges, {t.name: _promised(t) for t in attention.tensors}, equal)
-
-
-def _promised(declared) -> tuple[int | None, int | None]:
-    low, high = declared.low, declared.high
-    return (
-        low.value if low is not None and low.op == "const" and low.type == INT else None,
-        high.value - 1 if high is not None and high.op == "const" and high.type == INT else None,
-    )
+    return Facts(ranges, {t.name: promised(t) for t in attention.tensors}, equal)
 
 
 def query_rows(tile_m: int, algebra: Algebra) -> tuple[Expr, Expr]:

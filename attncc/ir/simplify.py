@@ -18,6 +18,15 @@ def simplify(root: Expr, algebra: Algebra | None = None) -> Expr:
     return transform(root, lambda node: _rewrite(node, algebra))
 
 
+def promised(declared) -> tuple[int | None, int | None]:
+    """Numeric bounds that the declaration of an int tensor or scalar promises, (least, greatest)."""
+    low, high = declared.low, declared.high
+    return (
+        low.value if low is not None and low.op == "const" and low.type == INT else None,
+        high.value - 1 if high is not None and high.op == "const" and high.type == INT else None,
+    )
+
+
 def _rewrite(node: Expr, algebra: Algebra | None) -> Expr:
     for _ in range(8):
         new = _once(node, algebra)

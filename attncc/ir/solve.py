@@ -106,7 +106,7 @@ def _comparison(op: str, a: Expr, b: Expr, algebra: Algebra) -> tuple[Conjunctio
         return _union(_product(a1, b1), _product(a0, b0)) if op == "eq" else _union(_product(a1, b0), _product(a0, b1))
     if a.type != INT:
         return ((apply(op, a, b),),)
-    gap = _tamed(linear(b).plus(linear(a), -1), algebra)
+    gap = tamed(linear(b).plus(linear(a), -1), algebra)
     if op in ("eq", "ne") and _is_congruence(gap):
         return ((apply(op, a, b),),)
     if op == "eq":
@@ -118,7 +118,7 @@ def _comparison(op: str, a: Expr, b: Expr, algebra: Algebra) -> tuple[Conjunctio
     return _at_least(gap.plus(number(-1)) if op in ("lt", "gt") else gap, algebra)
 
 
-def _tamed(gap: Linear, algebra: Algebra) -> Linear:
+def tamed(gap: Linear, algebra: Algebra) -> Linear:
     """Values known at run time only are clamped, so that bounds computed from them do not overflow."""
     out = gap
     for term, k in gap.terms:

@@ -333,6 +333,7 @@ class _Parser:
         """What later expressions may name."""
         if isinstance(node, attention.TensorDecl):
             self.types[node.name] = STORAGE_TYPES[node.dtype]
+            self.types |= {tile.extent_name(node.name, axis): INT for axis in range(len(node.shape))}
         elif isinstance(node, attention.ScalarDecl):
             self.types[node.name] = node.type
         elif isinstance(node, (tile.Let, tile.RowLet, tile.ColLet)):

@@ -137,8 +137,8 @@ class Weights:
 class Finalize:
     """accumulator := accumulator / l (softmax, after adding the sink's term to l), or * weight_scale.
 
-    Rows with l = 0 (before the sink's term) become 0. The value LSE := ln(2) * multiplier * m + ln(l); -inf for an empty row
-    and for the unnormalised kinds.
+    Rows with l = 0 become 0. The value LSE := ln(2) * multiplier * m + ln(l), the logarithm of the sum with the sink's term in
+    it; -inf where that sum is 0 and for the unnormalised kinds.
     """
 
     accumulator: str
