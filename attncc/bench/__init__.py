@@ -1,0 +1,1 @@
+"""Times an attention beside the installed peers that can express it."""

@@ -1,0 +1,60 @@
+"""An attention as FlexAttention's two functions, made from L1: its score and mask expressions become torch operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from attncc.interp.evaluate import OPERATIONS
+from attncc.ir.attention import Attention
+from attncc.ir.expr import BOOL, FLOAT, INT, Expr, walk
+
+TYPES = {INT: torch.int32, FLOAT: torch.float32, BOOL: torch.bool}
+SIMPLE = {
+    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
+    "min": torch.minimum, "max": torch.maximum, "exp": torch.exp, "exp2": torch.exp2, "log": torch.log, "log2": torch.log2,
+    "sqrt": torch.sqrt, "pow": torch.pow, "floordiv": lambda a, b: a // b, "mod": lambda a, b: a % b,
+    "to_int": lambda a: torch.floor(a).to(torch.int32), "to_float": lambda a: a.to(torch.float32),
+    "shl": torch.bitwise_left_shift, "shr": torch.bitwise_right_shift,
+}  # fmt: skip
+"""Operations whose reference form has more than torch.compile needs to see (guards, gradients)."""
+
+
+def as_function(expr: Expr, tensors: dict[str, torch.Tensor], numbers: dict[str, object], device) -> Callable:
+    """`f(qk, b, h, q_idx, kv_idx, hkv)` that computes `expr` for one element."""
+    order = list(walk(expr))
+    consts = {n: torch.tensor(n.value, dtype=TYPES[n.type], device=device) for n in order if n.op == "const"}
+
+    def function(qk, b, h, q_idx, kv_idx, hkv):
+        env = {"qk": qk, "b": b, "h": h, "q_idx": q_idx, "kv_idx": kv_idx, "hkv": hkv}
+        done = {}
+        for n in order:
+            if n.op == "const":
+                done[n] = consts[n]
+            elif n.op == "var":
+                value = env[n.value] if n.value in env else torch.tensor(numbers[n.value], device=device)
+                done[n] = value.to(TYPES[n.type])
+            elif n.op == "load":
+                done[n] = tensors[n.value][tuple(done[i].long() for i in n.args)].to(TYPES[n.type])
+            else:
+                done[n] = (SIMPLE.get(n.op) or OPERATIONS[n.op])(*(done[x] for x in n.args))
+        return done[expr]
+
+    return function
+
+
+def score_and_mask(a: Attention, inputs: dict, sizes: dict[str, int], device) -> tuple[Callable, Callable]:
+    """(score_mod, mask_mod) of FlexAttention, to be used with scale 1: the scale is part of the score."""
+    tensors = {t.name: inputs[t.name] for t in a.tensors}
+    numbers = {**sizes, **{s.name: inputs[s.name] for s in a.scalars}}
+    score = as_function(a.score, tensors, numbers, device)
+    mask = as_function(a.mask, tensors, numbers, device)
+
+    def score_mod(s, b, h, q_idx, kv_idx):
+        return score(s.to(torch.float32), b, h, q_idx, kv_idx, h // a.group)
+
+    def mask_mod(b, h, q_idx, kv_idx):
+        return mask(None, b, h, q_idx, kv_idx, h // a.group)
+
+    return score_mod, mask_mod

@@ -1,0 +1,109 @@
+"""The libraries that an attention is timed beside. Each says why it cannot do it, or gives a function that does."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from attncc.bench.features import Features, describe, features
+from attncc.ir.attention import Attention
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call to be timed: the attention and its arguments, and what flags say the same (None for none)."""
+
+    attention: Attention
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    inputs: dict
+    features: Features | None
+
+
+def call_for(a: Attention, q, k, v, inputs: dict) -> Call:
+    return Call(a, q, k, v, inputs, features(a))
+
+
+class Cannot(Exception):
+    """A peer is not there or cannot express the attention; the message says why."""
+
+
+def fa4(c: Call) -> Callable[[], torch.Tensor]:
+    """FlashAttention-4, flash_attn.cute."""
+    f = _flags(c)
+    if importlib.util.find_spec("flash_attn") is None or importlib.util.find_spec("flash_attn.cute") is None:
+        raise Cannot("flash_attn.cute is not installed")
+    if f.mask == "causal_top_left":
+        raise Cannot("its causal mask is aligned at the last query")
+    from flash_attn.cute.interface import flash_attn_func
+
+    options = {"softmax_scale": f.scale, "softcap": f.softcap, "causal": f.mask == "causal"}
+    if f.mask == "window":
+        options["window_size"] = (f.window - 1, 0)
+    return lambda: _first(flash_attn_func(c.q, c.k, c.v, **options))
+
+
+def _sdpa(backend: str) -> Callable[[Call], Callable]:
+    def peer(c: Call) -> Callable[[], torch.Tensor]:
+        f = _flags(c)
+        if f.softcap or f.mask == "window":
+            raise Cannot(f"scaled_dot_product_attention has no {describe(f)}")
+        aligned = c.q.shape[1] == c.k.shape[1]
+        if f.mask == "causal" and not aligned:
+            raise Cannot("its causal mask is aligned at the first query")
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        q, k, v = (x.transpose(1, 2) for x in (c.q, c.k, c.v))
+        options = {"is_causal": f.mask != "full", "scale": f.scale, "enable_gqa": c.attention.group > 1}
+
+        def run():
+            with sdpa_kernel([getattr(SDPBackend, backend)]):
+                return torch.nn.functional.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
+
+        return run
+
+    return peer
+
+
+def flex(c: Call) -> Callable[[], torch.Tensor]:
+    """FlexAttention, compiled."""
+    a = c.attention
+    if a.reduction.kind != "softmax" or a.reduction.sink is not None:
+        raise Cannot("it has no " + ("sink inside the softmax" if a.reduction.sink is not None else f"reduction {a.reduction.kind}"))
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    from attncc.bench.flex import score_and_mask
+    from attncc.ir.expr import TRUE
+
+    batch, seq_q, seq_kv = c.q.shape[0], c.q.shape[1], c.k.shape[1]
+    sizes = {"batch": batch, "seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q}
+    score_mod, mask_mod = score_and_mask(a, c.inputs, sizes, c.q.device)
+    block_mask = None
+    if a.mask is not TRUE:
+        block_mask = create_block_mask(mask_mod, batch, a.heads_q, seq_q, seq_kv, device=c.q.device)
+    run = torch.compile(flex_attention, dynamic=False)
+    q, k, v = (x.transpose(1, 2) for x in (c.q, c.k, c.v))
+    options = {"score_mod": score_mod, "block_mask": block_mask, "scale": 1.0, "enable_gqa": a.group > 1}
+    return lambda: run(q, k, v, **options).transpose(1, 2)
+
+
+PEERS: dict[str, Callable[[Call], Callable[[], torch.Tensor]]] = {
+    "fa4": fa4,
+    "sdpa_cudnn": _sdpa("CUDNN_ATTENTION"),
+    "sdpa_flash": _sdpa("FLASH_ATTENTION"),
+    "flex": flex,
+}
+
+
+def _flags(c: Call) -> Features:
+    if c.features is None:
+        raise Cannot("its flags cannot say this attention")
+    return c.features
+
+
+def _first(result):
+    return result[0] if isinstance(result, (tuple, list)) else result
