@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 from attncc import pipeline
+from attncc.diagnostics import AttnError
 from attncc.emit import emit
 from attncc.ir.attention import Attention
+from attncc.ir.tile import TileProgram
 from attncc.lower import load
 from attncc.lower.attention_to_tile import lower_attention_to_tile
 from attncc.lower.tile_to_schedule import lower_tile_to_schedule
 from attncc.runtime.kernel import Kernel
 from attncc.stages import PassStep, Stages
 from attncc.targets import Target, get_target
-
-FIRST_TILE = (128, 128)
-"""Tile of the naive L2 program; a pass chooses the real one."""
-
+from attncc.targets.refuse import refuse
+from attncc.targets.tiles import choose_tiles
 
 def compile(spec, *, target: str | None = None, **parameters) -> Kernel:
     """A kernel for an `.attn` text or the path of one, with the given compile-time parameters.
@@ -35,9 +35,18 @@ def lower(attention: Attention, target: Target) -> Stages:
     """Every level for one target: all that is decided before device code is compiled. Raises AttnError when the target cannot."""
     steps: list[PassStep] = []
     attention = _level("L1", attention, pipeline.ATTENTION_PASSES, target, steps)
-    tile = _level("L2", lower_attention_to_tile(attention, *FIRST_TILE), pipeline.TILE_PASSES, target, steps)
+    tile = _level("L2", naive_program(attention, target), pipeline.TILE_PASSES, target, steps)
     schedule = _level("L3", lower_tile_to_schedule(tile, target), pipeline.SCHEDULE_PASSES[target.name], target, steps)
     return Stages(target, attention, tile, schedule, emit(schedule), tuple(steps))
+
+
+def naive_program(attention: Attention, target: Target) -> TileProgram:
+    """The L2 program before its passes, with the tiles that suit the target. AttnError when the target cannot do it."""
+    problems = refuse(attention, target)
+    if problems:
+        raise AttnError(*problems)
+    tiles = choose_tiles(attention, target)
+    return lower_attention_to_tile(attention, tiles.tile_m, tiles.tile_n)
 
 
 def _level(level: str, program, passes, target: Target, steps: list[PassStep]):
@@ -47,8 +56,4 @@ def _level(level: str, program, passes, target: Target, steps: list[PassStep]):
     def observe(name: str, before, after) -> None:
         steps.append(PassStep(level, name, after, before != after))
 
-    return pipeline.run_passes(program, passes, _check(level), target, observe)
-
-
-def _check(level: str):
-    return getattr(pipeline, "CHECKS", {}).get(level, lambda program: None)
+    return pipeline.run_passes(program, passes, pipeline.CHECKS[level], target, observe)

@@ -14,7 +14,7 @@ from attncc.diagnostics import fail
 
 @click.command("verify")
 @click.argument("paths", nargs=-1, required=True)
-@click.option("--target", "targets", default="hopper,ampere", show_default=True, metavar="NAMES", help="targets, separated by commas")
+@click.option("--target", "targets", metavar="NAMES", help="targets, separated by commas (default: all that run on the GPU)")
 @click.option("--json", "output", metavar="FILE.json", help="write every case here")
 @click.option("--jobs", "count", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True, help="processes that compile")
 @click.option("--runners", type=click.IntRange(1), default=2, show_default=True, help="processes that run kernels")
@@ -33,8 +33,8 @@ def command(paths, targets, output, count, runners, timeout, quick, compile_only
     from attncc.verify.workers import run_all
 
     path = output_file(output, ".json") if output else None
-    files, names = spec_files(paths), [t.strip() for t in targets.split(",") if t.strip()]
-    device = device_text(compile_only)
+    files, device = spec_files(paths), device_text(compile_only)
+    names = [t.strip() for t in targets.split(",") if t.strip()] if targets else usable(compile_only)
     work = jobs(files, names, quick, chips(names, compile_only))
     click.echo(f"{len(work)} kernels on {device}")
     compiled = run_all(work, "compile", count, timeout, _ticker("compiled", len(work)))
@@ -59,6 +59,17 @@ def device_text(compile_only: bool) -> str:
     if not torch.cuda.is_available():
         raise fail("E606", "there is no CUDA device", hint="--compile-only compiles every kernel without one")
     return torch.cuda.get_device_name()
+
+
+def usable(compile_only: bool) -> list[str]:
+    """The targets that run on the GPU that is there; all of them when nothing is run."""
+    import torch
+
+    from attncc.runtime.kernel import chip_for, device_arch
+    from attncc.targets import TARGETS
+
+    arch = None if compile_only else device_arch(torch.device("cuda"))
+    return [name for name, target in TARGETS.items() if arch is None or chip_for(target, arch)]
 
 
 def chips(names: list[str], compile_only: bool) -> dict[str, str]:

@@ -13,6 +13,7 @@ import jinja2
 
 import attncc
 from attncc.emit.view import Step, View
+from attncc.targets import TARGETS
 
 _PACKAGE = Path(attncc.__file__).resolve().parent
 TEMPLATE_FOLDERS = (_PACKAGE / "templates", _PACKAGE.parent / "templates")
@@ -23,7 +24,12 @@ COMMON = "common/ops.py.jinja"
 def render(view: View) -> str:
     """The generated file's text."""
     printer = _Printer(view)
-    return printer.template(f"{view.schedule.target}/kernel.py.jinja").render(view=view)
+    return printer.template(f"{folder_of(view)}/kernel.py.jinja").render(view=view)
+
+
+def folder_of(view: View) -> str:
+    """The template folder of the view's target."""
+    return TARGETS[view.schedule.target].templates
 
 
 def _environment() -> jinja2.Environment:
@@ -43,7 +49,7 @@ class _Printer:
     def __init__(self, view: View):
         self.environment = _environment()
         self.environment.globals.update(view=view, block=self.block, step=self.step, pad=pad)
-        target = self.template(f"{view.schedule.target}/ops.py.jinja").make_module()
+        target = self.template(f"{folder_of(view)}/ops.py.jinja").make_module()
         self.modules = (target, self.template(COMMON).make_module())
 
     def template(self, name: str) -> jinja2.Template:

@@ -22,7 +22,7 @@ import torch
 
 from attncc import pipeline
 from attncc.diagnostics import AttnError
-from attncc.driver import FIRST_TILE
+from attncc.driver import naive_program
 from attncc.emit import emit
 from attncc.fuzz.shapes import Shape
 from attncc.interp.data import make_inputs
@@ -216,8 +216,8 @@ class _Run:
 
     def target_level(self, target: Target) -> None:
         """The program that a target gets, its schedule after every pass, several interleavings of the last one, and the file."""
-        naive = lower_attention_to_tile(self.attention, *FIRST_TILE)
         try:
+            naive = naive_program(self.attention, target)
             for program in self.passes("L2", naive, pipeline.TILE_PASSES, target):
                 pass
             self.exact(*run_tile(program, *self.arguments))

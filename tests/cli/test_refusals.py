@@ -30,7 +30,7 @@ CASES = {
     "output folder is a file": (("compile", "little.attn", "-o", "little.attn"), 1, "is a file, a directory was expected"),
     "chip of another target": (("compile", "little.attn", "--target", "ampere", "--chip", "sm_70"), 1, "is not for `sm_70`"),
     "negative seconds": (("fuzz", "--seconds", "-1"), 1, "-1"),
-    "nothing to verify": (("verify", "nowhere"), 1, "there is no spec at nowhere"),
+    "nothing to verify": (("verify", "nowhere", "--compile-only"), 1, "there is no spec at nowhere"),
 }
 
 
