@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import buffers_read, buffers_written
-from attncc.ir.tile import REGISTER, SHARED, Finalize, Store
+from attncc.ir.tile import REGISTER, SHARED
 
 FAULTS = ("deadlock", "overwritten", "unfinished", "uninitialised", "protocol", "barrier", "never read")
 
@@ -96,7 +96,8 @@ class _Stage:
         return new
 
     def key(self) -> tuple:
-        return self.full, self.empty, self.arrivals, self.landing, self.committed, *self.parts.items(), *self.left.items()
+        own = self.full, self.empty, self.arrivals, self.landing, self.committed
+        return (*own, *sorted(self.parts.items()), *sorted(self.left.items()))
 
 
 class Machine:
@@ -138,6 +139,20 @@ class Machine:
 
     def next_op(self, i: int):
         return self.workers[i].ops[self.own[i].pc]
+
+    def is_visible(self, i: int) -> bool:
+        """Whether another worker can notice worker `i`'s next operation, or the operation may have to wait.
+
+        Copies of a role for itself meet other workers only at barriers: a use that no barrier orders is a Fault in
+        whichever order it happens, so their order need not be tried.
+        """
+        op = self.next_op(i)
+        channel = self.channels.get(getattr(op, "channel", None))
+        if channel is not None and channel.kind == "cp_async":
+            return isinstance(op, (l3.Acquire, l3.Wait))
+        if isinstance(op, l3.Sync) and self.barriers[op.barrier].threads == self.workers[i].threads:
+            return False  # a barrier inside one group
+        return isinstance(op, VISIBLE)
 
     def step(self, i: int) -> bool:
         """Worker `i` does its next operation; False when it must wait (nothing has changed but an arrival)."""
@@ -430,9 +445,8 @@ HANDLERS = {
     l3.Acquire: _acquire, l3.Copy: _copy, l3.Commit: _commit, l3.CopyWait: _copy_wait, l3.Wait: _wait,
     l3.Release: _release, l3.Sync: _sync, l3.Arrive: _arrive, l3.MmaWait: _mma_wait,
 }  # fmt: skip
-VISIBLE = (l3.Acquire, l3.Copy, l3.Commit, l3.CopyWait, l3.Wait, l3.Release, l3.Sync, l3.Arrive)
+VISIBLE = (l3.Acquire, l3.Copy, l3.Commit, l3.Wait, l3.Release, l3.Sync, l3.Arrive)
 """Operations that other workers can notice, or that may have to wait."""
-SILENT = (Finalize, Store)
 
 
 def describe(op) -> str:
