@@ -265,7 +265,9 @@ class Decoder:
         mods = Mods(instr, used)
         body = handler(self, instr, mods)
         mods.done()
-        body = _checked(body, tuple(dict.fromkeys(self.reads)), tuple(dict.fromkeys(self.writes)))
+        reads, writes = tuple(dict.fromkeys(self.reads)), tuple(dict.fromkeys(self.writes))
+        checked = _checked(body, reads, writes)
+        body = _forwarding(body, checked, reads, writes) if instr.opcode == "mov" and writes else checked
         stamped = tuple(i for i in self.writes if i in self.program.stamped)
         if stamped and instr.opcode not in ("mov", "wgmma"):
             body = _stamping(body, stamped)
@@ -315,6 +317,22 @@ def _checked(body, reads, writes):
                     w.bad_write(d)
             return status
         return run2
+    return run
+
+
+def _forwarding(body, checked, reads, writes):
+    """mov of a register whose load is not waited for: the copy is locked until the same wait."""
+    def run(w):
+        if w.locked:
+            lock = next((w.locked[r] for r in reads if r in w.locked and w.locked[r].flush is not None), None)
+            if lock is not None:
+                lock.flush()
+                body(w)
+                for r in writes:
+                    w.locked[r] = lock
+                    w.init[r] = 0
+                return None
+        return checked(w)
     return run
 
 

@@ -11,6 +11,8 @@ from attncc.emulator import (  # noqa: F401
     ops_mem,
     ops_mma,
     ops_sync,
+    ops_tcgen05,
+    ops_tcgen05_mma,
     ops_warp,
     ops_wgmma,
 )

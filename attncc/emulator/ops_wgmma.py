@@ -173,6 +173,21 @@ def mma_async(k, instr, m):
     return spec.run
 
 
+def operand_values(cta, chunks: np.ndarray, kind: str, mn_major: bool) -> np.ndarray:
+    """Matrix [rows, K] of a shared operand, cached while the CTA's shared memory does not change."""
+    shared = cta.shared
+    cache = cta.extra.setdefault("operands", {"version": -1})
+    if cache["version"] != shared.version:
+        cache.clear()
+        cache["version"] = shared.version
+    key = (int(chunks.flat[0]), chunks.shape, int(chunks.flat[-1]), int(chunks.sum()), kind, mn_major)
+    if key not in cache:
+        raw = shared.data[:len(shared.data) // 16 * 16].reshape(-1, 16)[chunks.ravel()]
+        values = elements(kind, raw.reshape(-1).view(np.uint32)).reshape(chunks.shape[0], -1)
+        cache[key] = values.T if mn_major else values
+    return cache[key]
+
+
 class Spec:
     """One decoded wgmma.mma_async."""
 
@@ -265,27 +280,13 @@ class Spec:
             for r in self.a:
                 w.locked[r] = lock
 
-    def _operand(self, w, chunks, kind, mn_major) -> np.ndarray:
-        """Matrix [rows, K] of a shared operand, cached while shared memory does not change."""
-        shared = w.cta.shared
-        cache = w.cta.extra.setdefault("operands", {"version": -1})
-        if cache["version"] != shared.version:
-            cache.clear()
-            cache["version"] = shared.version
-        key = (int(chunks.flat[0]), chunks.shape, int(chunks.flat[-1]), int(chunks.sum()), kind, mn_major)
-        if key not in cache:
-            raw = shared.data[:len(shared.data) // 16 * 16].reshape(-1, 16)[chunks.ravel()]
-            values = elements(kind, raw.reshape(-1).view(np.uint32)).reshape(chunks.shape[0], -1)
-            cache[key] = values.T if mn_major else values
-        return cache[key]
-
     def _compute(self, w, chunks, accumulate) -> None:
         left_chunks, right_chunks = chunks
-        right = self._operand(w, right_chunks, self.kb, bool(self.trans[1]))
+        right = operand_values(w.cta, right_chunks, self.kb, bool(self.trans[1]))
         if self.from_registers:
             left = fragment_a(self.ka, np.stack([w.V["u32"][i] for i in self.a]))
         else:
-            left = self._operand(w, left_chunks, self.ka, bool(self.trans[0]))
+            left = operand_values(w.cta, left_chunks, self.ka, bool(self.trans[0]))
             if self.trans[0]:
                 left = left[16 * (w.id % 4):16 * (w.id % 4) + 16]
         value = left @ right.T

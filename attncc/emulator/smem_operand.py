@@ -32,6 +32,16 @@ class MatrixDescriptor:
         mode = {0: 0, 1: 3, 2: 2, 3: 1}[raw >> 62 & 3]
         return cls((raw & 0x3FFF) << 4, (raw >> 16 & 0x3FFF) << 4, (raw >> 32 & 0x3FFF) << 4, mode)
 
+    @classmethod
+    def tcgen05(cls, raw: int) -> "MatrixDescriptor":
+        """The 64-bit shared-memory descriptor of tcgen05; raises ValueError on fields that are not supported."""
+        layouts = {0: 0, 2: 3, 4: 2, 6: 1}
+        if raw >> 46 & 7 != 1:
+            raise ValueError(f"tcgen05 descriptor {raw:#x}: version bits are not 001")
+        if raw >> 49 & 0xF or raw >> 61 not in layouts:
+            raise ValueError(f"tcgen05 descriptor {raw:#x}: base offset, absolute leading mode or 32-byte-atom swizzle")
+        return cls((raw & 0x3FFF) << 4, (raw >> 16 & 0x3FFF) << 4, (raw >> 32 & 0x3FFF) << 4, layouts[raw >> 61])
+
 
 def operand_chunks(desc: MatrixDescriptor, rows: int, k_bytes: int, mn_major: bool, itemsize: int) -> np.ndarray:
     """Chunk indices of an operand of `rows` (M or N) by `k_bytes` bytes of K.

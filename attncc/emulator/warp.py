@@ -228,12 +228,16 @@ class Warp:
 
 
 class Lock:
-    """Why a register may not be touched: finding kind and the wait that would free it."""
+    """Why a register may not be touched: finding kind and the wait that would free it.
 
-    __slots__ = ("kind", "until", "group")
+    `flush`, if there is one, brings the value now: a mov may then copy it, and the copy is locked like the original
+    (compilers place such copies before the wait, and ptxas makes them the same register).
+    """
 
-    def __init__(self, kind: str, until: str, group: object = None):
-        self.kind, self.until, self.group = kind, until, group
+    __slots__ = ("kind", "until", "group", "flush")
+
+    def __init__(self, kind: str, until: str, group: object = None, flush=None):
+        self.kind, self.until, self.group, self.flush = kind, until, group, flush
 
 
 class Wait:
