@@ -56,4 +56,3 @@ def per_row(expr: Expr, env: dict, tensors: dict, dtype) -> torch.Tensor:
     """A value of b, h and q_idx, shaped to broadcast over (batch, heads_q, seq_q)."""
     value = evaluate(expr, env, tensors, dtype=dtype, device=env["b"].device)
     return value.squeeze(-1) if value.dim() == 4 else value
-

@@ -165,12 +165,12 @@ class _Machine:
         if node.op != "load":
             what = {"shl": "a shift count outside 0..31", "shr": "a shift count outside 0..31"}
             code = "E323" if node.op in what else "E322"
-            return Diagnostic(code, f"{what.get(node.op, 'integer division by zero')}, at a position that is not masked")
+            return Diagnostic(
+                code, f"{what.get(node.op, 'integer division by zero')}, at a position that is not masked"
+            )
         tensor = self.tensors[node.value]
         indices = [_at(i, position) for i in self.indices[node]]
-        axis, index, extent = next(
-            (a, i, n) for a, (i, n) in enumerate(zip(indices, tensor.shape)) if not 0 <= i < n
-        )
+        axis, index, extent = next((a, i, n) for a, (i, n) in enumerate(zip(indices, tensor.shape)) if not 0 <= i < n)
         return Diagnostic(
             "E321",
             f"tensor `{node.value}` is read out of range: index {index} in dimension {axis}, which has extent {extent}",

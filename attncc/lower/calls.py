@@ -22,14 +22,18 @@ def call(node: tree.Call, scope: Scope, session: Session) -> Value:
     if name in scope.bound:
         found = expressions.force(scope.bound[name], session)
         if not isinstance(found, Pattern):
-            raise fail("E111", f"`{name}` is {describe(found)}, not a function", node.span, hint=_index_hint(name, found))
+            raise fail(
+                "E111", f"`{name}` is {describe(found)}, not a function", node.span, hint=_index_hint(name, found)
+            )
         return _at_positions(name, found, node, scope, session)
     if name in BUILTINS:
         return _builtin(node, scope, session)
     definition = session.find(name, scope.owner)
     if definition is None:
         known = [*session.definitions, *BUILTINS, *(n for n, v in scope.bound.items() if isinstance(v, Pattern))]
-        raise fail("E101", f"unknown function `{name}`", node.span, hint=did_you_mean(name, known) or "define it with `def`")
+        raise fail(
+            "E101", f"unknown function `{name}`", node.span, hint=did_you_mean(name, known) or "define it with `def`"
+        )
     if not definition.parameters and definition.kind in ("mask", "bias") and len(node.arguments) == 2:
         pattern = Pattern(expressions.expr(tree.Name(node.span, 1, name), scope, session))
         return _at_positions(name, pattern, node, scope, session)
@@ -108,7 +112,9 @@ def inline(
         raise fail("E101", f"the score `{definition.name}` cannot be used in {scope.place}", node.span, hint=hint)
     _check_recursion(definition, node, session)
     given = _match(definition, node, arguments, keywords)
-    inner = Scope({}, {**INDICES, **SIZES, **_constants(scope)}, place(definition), definition.kind == "score", definition)
+    inner = Scope(
+        {}, {**INDICES, **SIZES, **_constants(scope)}, place(definition), definition.kind == "score", definition
+    )
     bound: dict[str, Value] = {}
     for parameter in definition.parameters:
         argument, where = given.get(parameter.name), scope
@@ -212,7 +218,9 @@ def _blame(error: AttnError, definition: tree.Definition, span: Span, session: S
             note = f"found in {d.span.source.name}, line {d.span.line}: {text}"
             out.append(replace(d, span=span, notes=(*d.notes, note)))
         elif len(d.notes) < 6:
-            out.append(replace(d, notes=(*d.notes, f"in `{definition.name}`, used in line {span.line} of {span.source.name}")))
+            out.append(
+                replace(d, notes=(*d.notes, f"in `{definition.name}`, used in line {span.line} of {span.source.name}"))
+            )
         else:
             out.append(d)
     return type(error)(*out)

@@ -49,7 +49,12 @@ def _signature(definition: tree.Definition) -> None:
     expected = {"mask": BOOL, "score": FLOAT, "bias": FLOAT}.get(definition.kind)
     if definition.result not in RESULTS or (expected and definition.result != expected):
         wanted = expected or ", ".join(RESULTS)
-        raise fail("E112", f"the result of `{definition.name}` cannot be `{definition.result}`", definition.span, hint=f"write {wanted}")
+        raise fail(
+            "E112",
+            f"the result of `{definition.name}` cannot be `{definition.result}`",
+            definition.span,
+            hint=f"write {wanted}",
+        )
 
 
 PROBLEMS_OF_GENERIC_VALUES = ("E114",)

@@ -46,7 +46,9 @@ def expr(node: tree.Expression, scope: Scope, session: Session) -> Expr:
         return found.expr
     if isinstance(found, TensorValue):
         name = found.decl.name
-        raise fail("E110", f"`{name}` is a tensor and needs an index", node.span, hint=f"write `{name}{_shape_hint(found)}`")
+        raise fail(
+            "E110", f"`{name}` is a tensor and needs an index", node.span, hint=f"write `{name}{_shape_hint(found)}`"
+        )
     return found
 
 
@@ -56,7 +58,9 @@ def typed(node: tree.Expression, type: str, scope: Scope, session: Session, what
     if type == "float" and found.type == INT:
         return as_float(found)
     if found.type != type:
-        raise fail("E102", f"{what} must be {WORDS[type]}, found {found.type}", node.span, hint=_conversion(type, found.type))
+        raise fail(
+            "E102", f"{what} must be {WORDS[type]}, found {found.type}", node.span, hint=_conversion(type, found.type)
+        )
     return found
 
 

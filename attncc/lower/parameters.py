@@ -40,7 +40,9 @@ def bind(node: tree.Attention, given: dict[str, object], session: Session) -> di
 def _value(p: tree.Parameter, given: dict[str, object], bound: dict[str, Value], session: Session) -> Expr:
     if p.type not in (INT, FLOAT, BOOL):
         hint = did_you_mean(p.type, (INT, FLOAT, BOOL)) or "a parameter of an attention is int, float or bool"
-        raise fail("E112", f"`{p.type}` cannot be the type of the parameter `{p.name}` of an attention", p.span, hint=hint)
+        raise fail(
+            "E112", f"`{p.type}` cannot be the type of the parameter `{p.name}` of an attention", p.span, hint=hint
+        )
     scope = Scope(bound, {}, "the default of a parameter")
     default = None
     if p.default is not None:

@@ -43,7 +43,9 @@ class Session:
             raise AttnError(Diagnostic("E118", "the text unfolds into too large an expression", span, hint=hint))
         if self.nesting > MAX_NESTING:
             hint = "name parts of it with `let`"
-            raise AttnError(Diagnostic("E004", f"expressions nest more than {MAX_NESTING} levels deep", span, hint=hint))
+            raise AttnError(
+                Diagnostic("E004", f"expressions nest more than {MAX_NESTING} levels deep", span, hint=hint)
+            )
 
     def leave(self) -> None:
         self.nesting -= 1

@@ -141,7 +141,9 @@ def _range(node: tree.Range | None, kind: str, scope: Scope, session: Session) -
         return None, None
     low, high = (typed(n, kind, scope, session, "a bound of the range") for n in (node.low, node.high))
     if low.op == high.op == "const" and low.value >= high.value:
-        raise fail("E206", f"the range {low.value}..{high.value} is empty", node.span, hint="low..high means low <= x < high")
+        raise fail(
+            "E206", f"the range {low.value}..{high.value} is empty", node.span, hint="low..high means low <= x < high"
+        )
     return low, high
 
 

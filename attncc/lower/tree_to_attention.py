@@ -121,7 +121,9 @@ class _Attention:
         if kind in self.once:
             return self.guard(function, self.once[kind], *args)
         what = kind.__name__.lower()
-        self.report("E209", f"the attention `{self.node.name}` has no `{what}`", self.node.span, f"add a line {example}")
+        self.report(
+            "E209", f"the attention `{self.node.name}` has no `{what}`", self.node.span, f"add a line {example}"
+        )
         return Broken()
 
     def optional(self, kind: type, default, function, *args):
@@ -174,7 +176,11 @@ class _Attention:
         """The scaled dot product, rewritten by every `score` and `bias` in textual order."""
         if scale is None:
             scale = 1.0 if isinstance(dims, Broken) else statements.rank_scale(dims[0])
-        current = as_float(0.0) if isinstance(scale, Broken) else build("mul", (var(RAW_SCORE, FLOAT), const(scale)), self.node.span)
+        current = (
+            as_float(0.0)
+            if isinstance(scale, Broken)
+            else build("mul", (var(RAW_SCORE, FLOAT), const(scale)), self.node.span)
+        )
         for statement in self.node.statements:
             if isinstance(statement, (tree.Score, tree.Bias)):
                 found = self.guard(self.rewrite, statement, scope)

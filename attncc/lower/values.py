@@ -94,4 +94,3 @@ def is_const(value: Value) -> bool:
 
 def is_int(value: Value) -> bool:
     return isinstance(value, Expr) and value.type == INT
-

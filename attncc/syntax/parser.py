@@ -128,7 +128,9 @@ def _bad_end(expected: set[str], source: Source, lines: list[str]) -> Diagnostic
     last = max((i for i, line in enumerate(lines) if line.strip()), default=0)
     column = len(lines[last].rstrip("\r")) + 1
     span = Span(source, last + 1, column, last + 1, column + 1)
-    return Diagnostic("E002", f"the text ends too early; expected {_expected(expected)}", span, hint=_unbalanced(source))
+    return Diagnostic(
+        "E002", f"the text ends too early; expected {_expected(expected)}", span, hint=_unbalanced(source)
+    )
 
 
 def _unbalanced(source: Source, token=None) -> str | None:

@@ -47,7 +47,12 @@ def test_types_and_shapes():
     assert evaluate(as_float(Q), GRID, {}, dtype=torch.float32).dtype == torch.float32
     assert evaluate(const(True), {}, {}).dtype == torch.bool and evaluate(const(3), {}, {}).dtype == torch.int32
     assert evaluate(apply("shl", var("x"), 31), {"x": 1}, {}).item() == -(2**31)
-    assert evaluate(apply("to_int", X), {"x": torch.tensor([-1.5, 1e30, math.nan, -math.inf])}, {}).tolist() == [-2, 2**31 - 1, 0, -(2**31)]
+    assert evaluate(apply("to_int", X), {"x": torch.tensor([-1.5, 1e30, math.nan, -math.inf])}, {}).tolist() == [
+        -2,
+        2**31 - 1,
+        0,
+        -(2**31),
+    ]
 
 
 def test_a_shared_node_is_computed_once(monkeypatch):
@@ -65,7 +70,12 @@ def test_tensors_of_every_type_and_a_gather_of_a_gather():
     got = evaluate(node, GRID, {"table": table, "ids": ids})
     assert torch.equal(got, table.double()[ids.long()[None, :], (torch.arange(4) % 3)[:, None]])
     assert evaluate(load("f", (), FLOAT), {}, {"f": torch.tensor(2.5)}).item() == 2.5
-    assert evaluate(load("m", (Q,), BOOL), GRID, {"m": torch.tensor([True, False, True, True])}).tolist() == [[True], [False], [True], [True]]
+    assert evaluate(load("m", (Q,), BOOL), GRID, {"m": torch.tensor([True, False, True, True])}).tolist() == [
+        [True],
+        [False],
+        [True],
+        [True],
+    ]
 
 
 IDS = load("ids", (apply("add", K, 1),), INT)
@@ -90,13 +100,22 @@ def test_reads_that_are_not_used_may_be_out_of_range(node):
 
 
 @pytest.mark.parametrize(
-    "node", [SAFE, apply("or", INSIDE, SAFE), apply("select", INSIDE, True, SAFE), apply("and", apply("ge", K, 0), SAFE), apply("not", SAFE)]
+    "node",
+    [
+        SAFE,
+        apply("or", INSIDE, SAFE),
+        apply("select", INSIDE, True, SAFE),
+        apply("and", apply("ge", K, 0), SAFE),
+        apply("not", SAFE),
+    ],
 )
 def test_reads_that_are_used_may_not(node):
     with pytest.raises(AttnError) as caught:
         evaluate(node, GRID, {"ids": torch.arange(5)})
     message = str(caught.value)
-    assert "E321" in message and "tensor `ids` is read out of range: index 5 in dimension 0, which has extent 5" in message
+    assert (
+        "E321" in message and "tensor `ids` is read out of range: index 5 in dimension 0, which has extent 5" in message
+    )
     evaluate(node, GRID, {"ids": torch.arange(5)}, valid=GRID["kv_idx"] < 4)
 
 
@@ -115,7 +134,9 @@ def test_empty_tensors():
         evaluate(node, GRID, {"t": torch.zeros(0)})
 
 
-@pytest.mark.parametrize("name, bad, code", [("floordiv", 0, "E322"), ("mod", 0, "E322"), ("shl", 32, "E323"), ("shr", -1, "E323")])
+@pytest.mark.parametrize(
+    "name, bad, code", [("floordiv", 0, "E322"), ("mod", 0, "E322"), ("shl", 32, "E323"), ("shr", -1, "E323")]
+)
 def test_integer_operations_without_value(name, bad, code):
     env = {"x": torch.tensor([5, 6]), "n": torch.tensor([2, bad])}
     node = apply(name, var("x"), var("n"))
@@ -130,7 +151,9 @@ def test_gradients_reach_tensors():
     torch.testing.assert_close(table.grad, 2 * table.detach())
 
 
-@pytest.mark.parametrize("name", ["div", "pow", "exp", "exp2", "log", "log2", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos", "abs", "mul"])
+@pytest.mark.parametrize(
+    "name", ["div", "pow", "exp", "exp2", "log", "log2", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos", "abs", "mul"]
+)
 def test_derivatives(name):
     node = apply(name, *(X, Y)[: OPS[name].arity])
     x = torch.tensor([[0.3], [1.7], [2.2]], dtype=torch.float64, requires_grad=True)

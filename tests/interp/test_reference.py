@@ -31,7 +31,9 @@ def test_softmax_is_pytorchs(body, q, kv, seq_q, seq_kv):
     out, lse = reference(a, *x)
     heads = [t.double().transpose(1, 2) for t in x[:3]]
     scale = 0.3 if "scale" in body else None
-    expected = F.scaled_dot_product_attention(*heads, is_causal="mask" in body, scale=scale, enable_gqa=True).transpose(1, 2)
+    expected = F.scaled_dot_product_attention(*heads, is_causal="mask" in body, scale=scale, enable_gqa=True).transpose(
+        1, 2
+    )
     torch.testing.assert_close(out, expected)
     assert out.dtype == lse.dtype == torch.float64 and out.shape == (2, seq_q, q, 24) and lse.shape == (2, q, seq_q)
 
@@ -68,7 +70,9 @@ def test_a_row_without_keys_is_zero():
     assert set(grads) == {"q", "k", "v", "bias_"}
 
 
-@pytest.mark.parametrize("body", ["", "reduction softmax(sink = 0.5)", "reduction sigmoid", "mask kv_idx > 3\nbias log(kv_idx - 3)"])
+@pytest.mark.parametrize(
+    "body", ["", "reduction softmax(sink = 0.5)", "reduction sigmoid", "mask kv_idx > 3\nbias log(kv_idx - 3)"]
+)
 @pytest.mark.parametrize("seq_q, seq_kv", [(0, 5), (5, 0), (0, 0)])
 def test_empty_sequences(body, seq_q, seq_kv):
     a = attention(body)
@@ -84,7 +88,9 @@ def test_a_score_of_minus_infinity_is_masked():
     a, b = attention("bias -inf if kv_idx % 2 == 0 else 0.0"), attention("mask kv_idx % 2 == 1")
     x = operands(a)
     for reduction in ("", "\nreduction sigmoid", "\nreduction none"):
-        one, other = (attention(body + reduction) for body in ("bias -inf if kv_idx % 2 == 0 else 0.0", "mask kv_idx % 2 == 1"))
+        one, other = (
+            attention(body + reduction) for body in ("bias -inf if kv_idx % 2 == 0 else 0.0", "mask kv_idx % 2 == 1")
+        )
         torch.testing.assert_close(reference(one, *x)[0], reference(other, *x)[0])
     torch.testing.assert_close(reference(a, *x)[1], reference(b, *x)[1])
 
@@ -186,7 +192,9 @@ def test_the_l1_interpreter_is_close_in_its_own_precision_and_equal_in_float64(b
 
 def damage(**changes):
     """Arguments of a small attention with some of them replaced (None: left out)."""
-    a = attention("tensor t: f32[h, seq_kv] in -9.0..9.0\ntensor doc: i32[b, seq_kv] in 0..3 sorted\nscalar n: int in 1..5\nbias t[h, kv_idx]\nmask doc[b, kv_idx] < n")
+    a = attention(
+        "tensor t: f32[h, seq_kv] in -9.0..9.0\ntensor doc: i32[b, seq_kv] in 0..3 sorted\nscalar n: int in 1..5\nbias t[h, kv_idx]\nmask doc[b, kv_idx] < n"
+    )
     q, k, v, inputs = operands(a)
     x = {"q": q, "k": k, "v": v, **inputs}
     x |= {name: value(x[name]) if callable(value) else value for name, value in changes.items()}

@@ -96,7 +96,11 @@ def test_unknown_name_in_full():
         ("bias log(-1.0)", "E116", ["not a real number"]),
         ("bias inf - inf", "E116", ["not a real number"]),
         ("mask any(q_idx == i for i in 0..1000)", "E117", ["1000 terms", "256"]),
-        ("bias sum(sum(sum(sin(i + j * k + 0.1 * q_idx) for i in 0..60) for j in 0..60) for k in 0..60)", "E118", ["too large"]),
+        (
+            "bias sum(sum(sum(sin(i + j * k + 0.1 * q_idx) for i in 0..60) for j in 0..60) for k in 0..60)",
+            "E118",
+            ["too large"],
+        ),
         # the attention
         ("tensor u: f32[0]", "E206", ["must be at least 1"]),
         ("tensor u: f32[-1 + 1, 2]", "E206", []),
@@ -198,7 +202,9 @@ def test_independent_mistakes_come_together_and_in_order():
 
 def test_what_depends_on_a_mistake_is_not_reported_again():
     with pytest.raises(AttnError) as caught:
-        load("attention x(n: int = 1 // 0) {\nheads q = n, kv = n\ndim 64\ndtype bf16\nmask q_idx < n and heads_q > group\nbias alibi\n}")
+        load(
+            "attention x(n: int = 1 // 0) {\nheads q = n, kv = n\ndim 64\ndtype bf16\nmask q_idx < n and heads_q > group\nbias alibi\n}"
+        )
     assert [d.code for d in caught.value.diagnostics] == ["E115"]
 
 
@@ -225,7 +231,11 @@ def test_texts_without_the_attention(text, options, code, words):
 
 def test_files_that_are_not_texts(tmp_path):
     (tmp_path / "bad.attn").write_bytes(b"attention \xff")
-    for path, word in ((tmp_path / "bad.attn", "not UTF-8: byte 10 is 0xff"), (tmp_path, "cannot read"), (7, "cannot read")):
+    for path, word in (
+        (tmp_path / "bad.attn", "not UTF-8: byte 10 is 0xff"),
+        (tmp_path, "cannot read"),
+        (7, "cannot read"),
+    ):
         with pytest.raises(AttnError, match=word):
             load(path)
 

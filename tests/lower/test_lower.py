@@ -6,7 +6,8 @@ import random
 import pytest
 
 from attncc.ir.attention import Reduction
-from attncc.ir.expr import FALSE, FLOAT, INT, TRUE, apply, const, load as element, var, walk
+from attncc.ir.expr import FALSE, FLOAT, INT, TRUE, apply, const, var, walk
+from attncc.ir.expr import load as element
 from attncc.lower import load, lower
 from attncc.syntax import parse
 from tests.lower.texts import attention, bias, mask
@@ -64,9 +65,15 @@ def test_scores_and_biases_apply_in_textual_order():
     "- - 3", "+3", "6 - 2 - 1", "2 * 3 % 4 // 1", "3 if false else 4 if true else 5",
 ])  # fmt: skip
 def test_constant_ints_are_pythons(text):
-    python = text.replace("true", "True").replace("false", "False").replace("floor(", "math.floor(").replace("..5", "").replace("..3", "")
+    python = (
+        text.replace("true", "True")
+        .replace("false", "False")
+        .replace("floor(", "math.floor(")
+        .replace("..5", "")
+        .replace("..3", "")
+    )
     expected = {"sum(i * i for i in 0..5)": 30, "sum(i for i in 3..3)": 0}.get(text)
-    expected = eval(python, {"math": math}) if expected is None else expected  # noqa: S307
+    expected = eval(python, {"math": math}) if expected is None else expected
     found = mask(f"q_idx == ({text})").args[1]
     assert (found.value, found.type) == (expected, INT)
 
@@ -78,12 +85,14 @@ def test_constant_ints_are_pythons(text):
 def test_constant_floats_are_pythons(text):
     names = {n: getattr(math, n) for n in ("exp", "log", "log2", "sqrt", "tanh", "erf", "sin", "cos", "pow")}
     names |= {"exp2": lambda x: 2.0**x}
-    expected = float(eval(text.replace("true", "True"), names))  # noqa: S307
+    expected = float(eval(text.replace("true", "True"), names))
     found = bias(text)
     assert (found.value, found.type) == (expected, FLOAT)
 
 
-@pytest.mark.parametrize("text, value", [("exp(1000.0)", math.inf), ("log(0.0)", -math.inf), ("-inf", -math.inf), ("sigmoid(-1000.0)", 0.0)])
+@pytest.mark.parametrize(
+    "text, value", [("exp(1000.0)", math.inf), ("log(0.0)", -math.inf), ("-inf", -math.inf), ("sigmoid(-1000.0)", 0.0)]
+)
 def test_constants_at_the_edge(text, value):
     assert bias(text).value == value
 
@@ -122,7 +131,7 @@ def test_random_expressions_agree_with_python():
 
     for _ in range(300):
         text = make(rng.randrange(1, 5))
-        expected = eval(text)  # noqa: S307
+        expected = eval(text)
         if abs(expected) < 2**31:
             assert mask(f"q_idx == ({text})").args[1].value == expected, text
 
@@ -157,7 +166,9 @@ def test_own_definitions_take_precedence_but_not_inside_the_prelude():
 
 def test_shared_parts_stay_shared():
     """Twenty nested doublings make forty nodes, not a million."""
-    before = "def d0(x: float) = x + x\n" + "".join(f"def d{i}(x: float) = d{i - 1}(d{i - 1}(x))\n" for i in range(1, 6))
+    before = "def d0(x: float) = x + x\n" + "".join(
+        f"def d{i}(x: float) = d{i - 1}(d{i - 1}(x))\n" for i in range(1, 6)
+    )
     assert sum(1 for _ in walk(bias("d4(1.0 * q_idx)", before=before))) < 40
 
 

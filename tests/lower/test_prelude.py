@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,7 +135,11 @@ def test_neighborhoods_are_nattens(axes):
         lengths = [c[0] for c in cases]
         total = math.prod(lengths)
         cells = list(itertools.product(*map(range, lengths)))
-        expected = brute(lambda q, k: all(natten_axis(a, b, *c) for a, b, c in zip(cells[q], cells[k], cases)), total, total)
+
+        def rule(q: int, k: int, cells=cells, cases=cases) -> bool:
+            return all(natten_axis(a, b, *c) for a, b, c in zip(cells[q], cells[k], cases))
+
+        expected = brute(rule, total, total)
         assert torch.equal(dense(f"neighborhood_{axes}d({', '.join(arguments)})", total, total), expected), arguments
 
 
@@ -156,10 +161,17 @@ def test_sliding_tiles():
     assert torch.equal(got, brute(sees, 48, 53)) and (got.sum(-1) == 18).all()
 
 
-def values(text: str, heads: int = 1, seq_q: int = 40, seq_kv: int = 40, inputs=None, declare: str = "") -> torch.Tensor:
+def values(
+    text: str, heads: int = 1, seq_q: int = 40, seq_kv: int = 40, inputs=None, declare: str = ""
+) -> torch.Tensor:
     """A bias as (heads, seq_q, seq_kv)."""
     a = load(f"attention x {{\nheads q = {heads}, kv = {heads}\ndim 8\ndtype bf16\n{declare}\nbias {text}\n}}")
-    env = {"b": 0, "q_idx": torch.arange(seq_q)[:, None], "kv_idx": torch.arange(seq_kv), "h": torch.arange(heads)[:, None, None]}
+    env = {
+        "b": 0,
+        "q_idx": torch.arange(seq_q)[:, None],
+        "kv_idx": torch.arange(seq_kv),
+        "h": torch.arange(heads)[:, None, None],
+    }
     env |= {"off": seq_kv - seq_q, "qk": torch.zeros(1), "seq_q": seq_q, "seq_kv": seq_kv, "batch": 1}
     return evaluate(a.score, env, inputs or {}).expand(heads, seq_q, seq_kv)
 
@@ -188,7 +200,9 @@ def t5_buckets(relative: torch.Tensor, bidirectional: bool, buckets: int, max_di
         offset, n = (relative > 0).long() * buckets, relative.abs()
     n = n.clamp(min=0)
     exact = buckets // 2
-    far = exact + (torch.log(n.float().clamp(min=1) / exact) / math.log(max_distance / exact) * (buckets - exact)).long()
+    far = (
+        exact + (torch.log(n.float().clamp(min=1) / exact) / math.log(max_distance / exact) * (buckets - exact)).long()
+    )
     return offset + torch.where(n < exact, n, far.clamp(max=buckets - 1))
 
 
@@ -238,9 +252,14 @@ def test_softcap():
 
 def test_every_definition_has_a_comment_and_a_test():
     source = "".join(p.read_text() for p in spec_path("prelude").glob("*.attn"))
-    own = open(__file__).read()
+    own = Path(__file__).read_text()
     for name, definition in prelude().items():
         before = source[: source.index(f"{definition.kind} {name}")].rstrip("\n").splitlines()
         assert before[-1].startswith("#"), f"{name} has no comment"
-        indirect = {"neighbors": "neighborhood_", "near_tiles": "sliding_tile", "alibi_slope": "alibi", "t5_bucket": "t5_bias"}
+        indirect = {
+            "neighbors": "neighborhood_",
+            "near_tiles": "sliding_tile",
+            "alibi_slope": "alibi",
+            "t5_bucket": "t5_bias",
+        }
         assert indirect.get(name, name.rstrip("123d")) in own, f"{name} has no test here"

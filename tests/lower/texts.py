@@ -8,7 +8,9 @@ HEAD = "    heads q = 8, kv = 2\n    dim 64\n    dtype bf16\n"
 TENSORS = "    tensor table: f32[h, 16]\n    tensor doc: i32[b, seq_kv]\n    tensor flags: bool[hkv]\n"
 
 
-def attention(body: str = "", before: str = "", parameters: str = "n: int = 4, on: bool = false", **values) -> Attention:
+def attention(
+    body: str = "", before: str = "", parameters: str = "n: int = 4, on: bool = false", **values
+) -> Attention:
     """An attention of eight heads with the statements `body` and two tensors declared."""
     lines = "".join(f"    {line.strip()}\n" for line in body.splitlines() if line.strip())
     return load(f"{before}\nattention x({parameters}) {{\n{HEAD}{TENSORS}{lines}}}\n", **values)

@@ -75,7 +75,9 @@ def statement(rng: random.Random) -> str:
     return f"attention x(n: int = 3) {{\nheads q = 2, kv = 1\ndim 8\ndtype bf16\n{rng.choice(('mask', 'bias', 'score', 'let z ='))} {line}\n}}"
 
 
-@pytest.mark.parametrize("make, count", [(damaged, 4000), (words, 3000), (statement, 3000)], ids=lambda x: getattr(x, "__name__", ""))
+@pytest.mark.parametrize(
+    "make, count", [(damaged, 4000), (words, 3000), (statement, 3000)], ids=lambda x: getattr(x, "__name__", "")
+)
 def test_texts_never_crash(make, count):
     rng = random.Random(20261123)
     refused = 0

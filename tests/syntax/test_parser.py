@@ -195,7 +195,12 @@ def test_large_texts_are_refused():
 def test_several_mistakes_in_one_run():
     message = refusal("attention a {\n haeds 1\n dim 8 8\n dtype bf16\n mask a = 1\n let class = 1\n}")
     assert [message.count(c) for c in ("E105", "E001", "E006")] == [1, 2, 1]
-    assert message.index("x.attn:2:2") < message.index("x.attn:3:8") < message.index("x.attn:5:9") < message.index("x.attn:6:6")
+    assert (
+        message.index("x.attn:2:2")
+        < message.index("x.attn:3:8")
+        < message.index("x.attn:5:9")
+        < message.index("x.attn:6:6")
+    )
 
 
 def test_control_characters_stay_out_of_the_terminal():
