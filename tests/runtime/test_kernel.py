@@ -1,0 +1,126 @@
+"""attncc.compile and the Kernel it gives, on the CPU."""
+
+import threading
+
+import pytest
+import torch
+
+import attncc
+from attncc.diagnostics import AttnError
+from attncc.interp.data import make_inputs
+from attncc.interp.reference import reference
+from tests.runtime.specs import PLAIN, RICH, operands, rich_arguments
+
+SINK = PLAIN.replace("mask causal", "mask causal\n tensor sink: f32[4]\n reduction softmax(sink = sink[h])")
+
+
+def close(got, wanted, atol=2e-2):
+    torch.testing.assert_close(got.double(), wanted.double(), atol=atol, rtol=0)
+
+
+def test_cpu_tensors_run_the_tile_program():
+    kernel = attncc.compile(PLAIN)
+    q, k, v = operands(2, 33, 40)
+    out, lse = kernel(q, k, v, return_lse=True)
+    wanted, wanted_lse = reference(kernel.attention, q, k, v)
+    assert out.dtype == torch.bfloat16 and lse.dtype == torch.float32
+    close(out, wanted)
+    close(lse, wanted_lse, 1e-4)
+    assert torch.equal(kernel(q, k, v), out)
+    into = torch.empty_like(q)
+    assert kernel(q, k, v, out=into) is into and torch.equal(into, out)
+
+
+def test_tensors_and_scalars_are_passed():
+    kernel = attncc.compile(RICH)
+    q, k, v = operands(2, 8, 12, dim_v=32)
+    given = rich_arguments(2, 8, 12)
+    given["bonus"].normal_()
+    close(kernel(q, k, v, **given), reference(kernel.attention, q, k, v, given)[0])
+
+
+def test_parameters():
+    text = PLAIN.replace("plain", "plain(window: int = 5)").replace("mask causal", "mask causal and sliding_window(keys = window)")
+    assert attncc.compile(text).attention != attncc.compile(text, window=6).attention
+    assert attncc.compile(text).attention == attncc.compile(text, window=5).attention
+    with pytest.raises(AttnError, match="did you mean `window`"):
+        attncc.compile(text, widow=6)
+
+
+def test_a_path_and_its_text_are_the_same(tmp_path):
+    (tmp_path / "x.attn").write_text(PLAIN)
+    for spec in (tmp_path / "x.attn", str(tmp_path / "x.attn")):
+        assert attncc.compile(spec).attention == attncc.compile(PLAIN).attention
+
+
+@pytest.mark.parametrize("target", ["hopper", "ampere"])
+def test_cpu_tensors_to_a_gpu_kernel_are_refused(target):
+    kernel = attncc.compile(PLAIN, target=target)
+    with pytest.raises(AttnError) as error:
+        kernel(*operands())
+    said = str(error.value)
+    assert "error[E330]: `q` is on cpu, but the kernel was compiled for" in said
+    assert "compile without target= to run the CPU interpreter" in said
+
+
+def test_a_bad_target():
+    with pytest.raises(AttnError, match="did you mean `hopper`"):
+        attncc.compile(PLAIN, target="hoppper")
+
+
+def test_a_target_that_cannot_do_it_says_so_with_the_line():
+    with pytest.raises(AttnError) as error:
+        attncc.compile(PLAIN.replace("64", "512"), target="hopper").source
+    assert "512" in str(error.value) and "dim 512" in str(error.value)
+
+
+def test_no_lse_without_normalisation():
+    kernel = attncc.compile(PLAIN.replace("mask causal", "mask causal\n reduction sigmoid"))
+    kernel(*operands())
+    with pytest.raises(AttnError, match="it has no log-sum-exp"):
+        kernel(*operands(), return_lse=True)
+
+
+def test_a_sink_is_all_there_is_without_keys():
+    kernel = attncc.compile(SINK)
+    q, k, v = operands(2, 3, 0)
+    sink = torch.arange(4.0)
+    out, lse = kernel(q, k, v, return_lse=True, sink=sink)
+    assert not out.any() and torch.equal(lse, sink[None, :, None].expand(2, 4, 3))
+
+
+def test_levels_are_there(tmp_path):
+    kernel = attncc.compile(PLAIN, target="ampere")
+    assert "def launch(" in kernel.source and kernel.path.read_text() == kernel.source
+    assert kernel.schedule.target == "ampere" and kernel.program.attention.name == "plain"
+    assert "passes" in kernel.explain() and "tile_m" in kernel.explain("L2")
+    paths = kernel.dump(tmp_path / "all" / "of it")
+    assert [p.name for p in paths] == sorted(p.name for p in paths)
+    assert paths[0].read_text() == PLAIN and paths[-1].read_text() == kernel.source
+
+
+def test_threads_share_a_kernel():
+    kernel = attncc.compile(PLAIN)
+    q, k, v = operands(1, 20, 20)
+    wanted, results = kernel(q, k, v), []
+    kernel = attncc.compile(PLAIN)
+    threads = [threading.Thread(target=lambda: results.append(kernel(q, k, v))) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(results) == 4 and all(torch.equal(r, wanted) for r in results)
+
+
+def test_the_generated_file_is_the_same_in_every_process():
+    import os
+    import subprocess
+    import sys
+
+    program = f"import attncc; print(attncc.compile({PLAIN!r}, target='hopper').source)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    texts = {
+        subprocess.run([sys.executable, "-c", program], capture_output=True, env={**environment, "PYTHONHASHSEED": seed}, check=True).stdout
+        for seed in ("1", "2")
+    }
+    assert len(texts) == 1

@@ -1,0 +1,88 @@
+"""The custom operator: torch.compile keeps a kernel in its graph, fake tensors go through it, results do not change."""
+
+import pytest
+import torch
+
+import attncc
+from attncc.diagnostics import AttnError
+from tests.runtime.specs import PLAIN, RICH, operands, rich_arguments
+
+
+class Graphs:
+    """A torch.compile backend that keeps the graphs and runs them as they are."""
+
+    def __init__(self):
+        self.found = []
+
+    def __call__(self, module, inputs):
+        self.found.append(module)
+        return module.forward
+
+    def calls(self) -> int:
+        return sum("attncc.attention" in str(n.target) for g in self.found for n in g.graph.nodes)
+
+
+def compiled(function):
+    torch._dynamo.reset()
+    graphs = Graphs()
+    return torch.compile(function, backend=graphs, fullgraph=True), graphs
+
+
+def test_a_kernel_is_one_node_of_one_graph():
+    kernel = attncc.compile(PLAIN)
+    q, k, v = operands(1, 10, 12)
+    run, graphs = compiled(lambda q, k, v: kernel(q * 2, k, v) + 1)
+    torch.testing.assert_close(run(q, k, v), kernel(q * 2, k, v) + 1)
+    assert len(graphs.found) == 1 and graphs.calls() == 1
+
+
+def test_lse_tensors_and_scalars_go_through():
+    kernel = attncc.compile(RICH)
+    q, k, v = operands(1, 8, 8, dim_v=32)
+    given = rich_arguments(1)
+    run, graphs = compiled(lambda q, k, v, given: kernel(q, k, v, return_lse=True, **given))
+    for got, wanted in zip(run(q, k, v, given), kernel(q, k, v, return_lse=True, **given)):
+        torch.testing.assert_close(got, wanted)
+    assert graphs.calls() == 1
+
+
+def test_out_goes_through():
+    kernel = attncc.compile(PLAIN)
+    q, k, v = operands(1, 4, 4)
+    run, _ = compiled(lambda q, k, v, out: kernel(q, k, v, out=out))
+    out = torch.empty_like(q)
+    run(q, k, v, out)
+    torch.testing.assert_close(out, kernel(q, k, v))
+
+
+def test_fake_tensors_have_the_right_shapes():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    kernel = attncc.compile(RICH)
+    with FakeTensorMode():
+        q, k, v = operands(3, 8, 8, dim_v=32)
+        out, lse = torch.ops.attncc.attention(q, k, v, [], [], [], kernel.key)
+    assert (out.shape, out.dtype) == ((3, 8, 4, 32), torch.bfloat16)
+    assert (lse.shape, lse.dtype) == ((3, 4, 8), torch.float32)
+
+
+def test_opcheck():
+    kernel = attncc.compile(PLAIN)
+    q, k, v = operands(1, 5, 6)
+    torch.library.opcheck(torch.ops.attncc.attention.default, (q, k, v, [], [], [], kernel.key))
+
+
+def test_lengths_may_change_without_another_graph():
+    kernel = attncc.compile(PLAIN)
+    run, graphs = compiled(lambda q, k, v: kernel(q, k, v))
+    for n in (5, 9, 12, 17, 30):
+        q, k, v = operands(1, n, n)
+        torch.testing.assert_close(run(q, k, v), kernel(q, k, v))
+    assert len(graphs.found) <= 2, "one for the first length, one for all"
+
+
+def test_a_wrong_name_is_found_while_tracing():
+    kernel = attncc.compile(PLAIN)
+    torch._dynamo.reset()
+    with pytest.raises(AttnError, match="has no argument `mask`"):
+        torch.compile(lambda q, k, v: kernel(q, k, v, mask=1), backend="eager")(*operands(1, 4, 4))
