@@ -80,7 +80,10 @@ class _Walk:
 
     def value(self, e, env):
         """`e` on the sample; extents of tensors and other names that the sample lacks count as 64."""
-        return number(e, _Names(env), _element)
+        try:
+            return number(e, _Names(env), _element)
+        except (ArithmeticError, ValueError):
+            return 1  # a value that such lengths do not have; no loop depends on it
 
     def body(self, body: tuple, env: dict) -> None:
         env = dict(env)

@@ -27,6 +27,7 @@ AMPERE = Target(
     tile_n_step=16,
     tile_n_max=128,
     tile_n_usual=128,
+    tile_n_least=32,
     stages=1,
     memory_spaces=("global", "shared", "register"),
     rates=Rates(

@@ -30,6 +30,7 @@ HOPPER = Target(
     tile_n_step=16,
     tile_n_max=256,
     tile_n_usual=128,
+    tile_n_least=64,
     stages=2,
     memory_spaces=("global", "shared", "register"),
     rates=Rates(

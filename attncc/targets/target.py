@@ -91,7 +91,8 @@ class Target:
     registers_sm     32-bit registers of an SM; `registers_thread` the most for one thread
     fragment_limit   by number of computing warps: registers of a thread that S, P and O may take together
     dim_step, dim_max   head dims accepted; `dim_padding` what they are padded to a multiple of
-    tile_n_step      key tile lengths are multiples of it; `tile_n_max` the longest, `tile_n_usual` the longest without a hint
+    tile_n_step      key tile lengths are multiples of it; `tile_n_max` the longest,
+                     `tile_n_usual` the longest without a hint, `tile_n_least` the shortest where there is a choice
     stages           copies of K and V that are worth having
     """
 
@@ -117,6 +118,7 @@ class Target:
     tile_n_step: int
     tile_n_max: int
     tile_n_usual: int
+    tile_n_least: int
     stages: int
     memory_spaces: tuple[str, ...]
     rates: Rates

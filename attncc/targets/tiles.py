@@ -21,6 +21,7 @@ def choose_tiles(attention: Attention, target: Target) -> Tiles:
     found = candidates(attention, target)
     if not found:
         raise AttnError(no_tile(attention, target))
+    found = tuple(t for t in found if t.tile_n >= target.tile_n_least) or found
     costs = {tiles: cost_per_row(attention, target, tiles) for tiles in found}
     limit = min(costs.values()) * (1.0 + MODEL_ERROR)
     return min((t for t in found if costs[t] <= limit), key=lambda t: (_is_awkward(t), t.groups, costs[t]))

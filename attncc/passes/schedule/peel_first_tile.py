@@ -7,7 +7,7 @@
               for t in first_0..count_0 { A }; for t in first_1..count_1 { B }
             }
 
-The peeled tile runs the body that does the most (a partial one: its mask keeps every cell of a full tile). A segment that
+The peeled tile runs the body of partial tiles, which is right for full ones too: its mask keeps every cell of them. A segment that
 comes first and never has more than one tile needs no loop any more. Without this pass every tile is treated alike: the
 first one reads statistics that were filled with -inf and 0 and rescales an accumulator of zeros; softmax and matrix
 products cannot be overlapped.
@@ -20,7 +20,7 @@ import dataclasses
 from attncc.ir import schedule as l3
 from attncc.ir.expr import ONE, ZERO, Expr, add, apply, minimum, select, substitute, var
 from attncc.ir.schedule_ops import compute_role, operations, remark, replace_role, rewrite
-from attncc.ir.tile import Let
+from attncc.ir.tile import Let, Mask
 from attncc.passes.schedule.bounds import largest
 from attncc.targets import Target
 
@@ -33,9 +33,9 @@ def peel_first_tile(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     index = next(i for i, op in enumerate(role.body) if isinstance(op, l3.If))
     outer = role.body[index]
     loops = tuple(op for op in outer.body if isinstance(op, l3.For))
-    widest = widest_body(loops)
+    widest = general_body(loops)
     if widest is None:
-        return remark(schedule, NAME, "the segments' bodies differ in more than a mask; the first tile stays in its loop")
+        return remark(schedule, NAME, "no body is right for every segment; the first tile stays in its loop")
     bounds = {op.name: op.expr for op in (*schedule.prelude, *operations(role.body)) if isinstance(op, Let)}
     before = tuple(op for op in outer.body if not isinstance(op, l3.For))
     begins, rest = _rest(loops, bounds)
@@ -44,18 +44,15 @@ def peel_first_tile(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     return replace_role(schedule, role, body=body)
 
 
-def widest_body(loops: tuple[l3.For, ...]) -> tuple | None:
-    """The operations (without the tile index) of a body that does all that every other one does; None when there is none."""
-    bodies = [loop.body[1:] for loop in loops]
-    for candidate in sorted(bodies, key=len, reverse=True):
-        if all(_is_within(body, candidate) for body in bodies):
-            return candidate
-    return None
+def general_body(loops: tuple[l3.For, ...]) -> tuple | None:
+    """The operations (without the tile index) that are right for every tile: those of partial tiles, else those all loops have.
 
-
-def _is_within(body: tuple, other: tuple) -> bool:
-    rest = iter(other)
-    return all(any(op == o for o in rest) for op in body)
+    None when there is no such body: partial segments that differ, or full ones that do.
+    """
+    bodies = dict.fromkeys(loop.body[1:] for loop in loops)
+    masked = [body for body in bodies if any(isinstance(op, Mask) for op in body)]
+    choice = masked or list(bodies)
+    return choice[0] if len(choice) == 1 else None
 
 
 def _first(loops: tuple[l3.For, ...], body: tuple) -> tuple:
