@@ -1,7 +1,7 @@
 """attncc compiles a short text that says what an attention variant computes into a GPU kernel.
 
-    kernel = attncc.compile("gemma2_local.attn", window=1024)
-    out, lse = kernel(q, k, v, return_lse=True)
+kernel = attncc.compile("gemma2_local.attn", window=1024)
+out, lse = kernel(q, k, v, return_lse=True)
 """
 
 from attncc.diagnostics import AttnError

@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _say(f"error: {place}{error.strerror or error}", 1)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last line of defence against tracebacks
         return _say(bundle.report(error, arguments), 2)
 
 

@@ -1,7 +1,7 @@
 """Settings from the environment. Nothing else in attncc reads `os.environ`, and no setting changes what a kernel computes.
 
-    ATTNCC_CACHE    where compiled kernels are kept: a directory, or `off` to keep none between processes
-                    (default: the user's cache directory, for example ~/.cache/attncc)
+ATTNCC_CACHE    where compiled kernels are kept: a directory, or `off` to keep none between processes
+                (default: the user's cache directory, for example ~/.cache/attncc)
 """
 
 from __future__ import annotations

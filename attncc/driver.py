@@ -1,6 +1,6 @@
 """The compiler on one screen.
 
-    .attn text -> L1 attention -> L2 tile program -> L3 schedule -> a generated Python file -> a compiled kernel
+.attn text -> L1 attention -> L2 tile program -> L3 schedule -> a generated Python file -> a compiled kernel
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from attncc.stages import PassStep, Stages
 from attncc.targets import Target, get_target
 from attncc.targets.refuse import refuse
 from attncc.targets.tiles import choose_tiles
+
 
 def compile(spec, *, target: str | None = None, **parameters) -> Kernel:
     """A kernel for an `.attn` text or the path of one, with the given compile-time parameters.

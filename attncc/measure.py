@@ -57,7 +57,15 @@ def measure(kernel: Kernel, shape: Shape, seed: int = 0, device: str = "cpu", st
         k, v = both[..., : k.shape[-1]], both[..., k.shape[-1] :]
     result = compare(kernel, q, k, v, inputs)
     seconds = seconds_of(lambda: kernel(q, k, v, **inputs), q.device) if device != "cpu" else result.seconds
-    return CheckResult(result.shapes, seconds, flops_of(kernel.attention, q, k, inputs), result.error, result.allowed, result.lse_error, result.bad)
+    return CheckResult(
+        result.shapes,
+        seconds,
+        flops_of(kernel.attention, q, k, inputs),
+        result.error,
+        result.allowed,
+        result.lse_error,
+        result.bad,
+    )
 
 
 def compare(kernel: Kernel, q, k, v, inputs: dict) -> CheckResult:
@@ -87,7 +95,9 @@ def compare(kernel: Kernel, q, k, v, inputs: dict) -> CheckResult:
         bad = "something was written before or after the output"
     elif lse is not None:
         lse_error, bad = lse_distance(lse, wanted_lse)
-    return CheckResult((tuple(q.shape), tuple(k.shape), tuple(v.shape)), seconds, 0, distance(got, wanted), allowed, lse_error, bad)
+    return CheckResult(
+        (tuple(q.shape), tuple(k.shape), tuple(v.shape)), seconds, 0, distance(got, wanted), allowed, lse_error, bad
+    )
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -107,7 +117,9 @@ def time_kernel(kernel: Kernel, shape: Shape, seed: int = 0) -> CheckResult:
     """The time alone, on the current GPU."""
     q, k, v, inputs = make_inputs(kernel.attention, shape.batch, shape.seq_q, shape.seq_kv, seed, "cuda")
     seconds = seconds_of(lambda: kernel(q, k, v, **inputs), q.device)
-    return CheckResult((tuple(q.shape), tuple(k.shape), tuple(v.shape)), seconds, flops_of(kernel.attention, q, k, inputs), 0.0, 0.0)
+    return CheckResult(
+        (tuple(q.shape), tuple(k.shape), tuple(v.shape)), seconds, flops_of(kernel.attention, q, k, inputs), 0.0, 0.0
+    )
 
 
 def seconds_of(call, device: torch.device, repeats: int = 20, least: float = 0.02) -> float:
@@ -134,7 +146,13 @@ def kept_pairs(a: Attention, batch: int, seq_q: int, seq_kv: int, inputs: dict, 
     """Query-key pairs that the mask keeps, over all batch entries and heads; a strip of `rows` queries at a time."""
     tensors = {t.name: inputs[t.name].cpu() for t in a.tensors}
     h = torch.arange(a.heads_q).view(1, -1, 1, 1)
-    env = {"batch": batch, "seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q, "b": torch.arange(batch).view(-1, 1, 1, 1)}
+    env = {
+        "batch": batch,
+        "seq_q": seq_q,
+        "seq_kv": seq_kv,
+        "off": seq_kv - seq_q,
+        "b": torch.arange(batch).view(-1, 1, 1, 1),
+    }
     env |= {"h": h, "hkv": h // a.group, "kv_idx": torch.arange(seq_kv).view(1, 1, 1, -1)}
     env |= {s.name: inputs[s.name] for s in a.scalars}
     total = 0

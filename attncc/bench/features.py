@@ -38,7 +38,9 @@ def features(a: Attention) -> Features | None:
 
 def _spec(a: Attention, statements: str) -> Attention:
     dim = f"qk = {a.dim_qk}, v = {a.dim_v}" if a.dim_qk != a.dim_v else str(a.dim_qk)
-    return load(f"attention candidate {{\n heads q = {a.heads_q}, kv = {a.heads_kv}\n dim {dim}\n dtype {a.dtype}\n{statements}\n}}\n")
+    return load(
+        f"attention candidate {{\n heads q = {a.heads_q}, kv = {a.heads_kv}\n dim {dim}\n dtype {a.dtype}\n{statements}\n}}\n"
+    )
 
 
 def _masks(a: Attention) -> Iterator[tuple[str, int, str]]:
@@ -47,7 +49,10 @@ def _masks(a: Attention) -> Iterator[tuple[str, int, str]]:
     yield "causal_top_left", 0, "mask causal_top_left"
     for n in _numbers(a.mask):
         if isinstance(n, int) and n > 0:
-            for text in (f"mask causal and sliding_window(keys = {n})", f"mask causal\nmask sliding_window(keys = {n})"):
+            for text in (
+                f"mask causal and sliding_window(keys = {n})",
+                f"mask causal\nmask sliding_window(keys = {n})",
+            ):
                 yield "window", n, text
 
 

@@ -73,7 +73,10 @@ def flex(c: Call) -> Callable[[], torch.Tensor]:
     """FlexAttention, compiled."""
     a = c.attention
     if a.reduction.kind != "softmax" or a.reduction.sink is not None:
-        raise Cannot("it has no " + ("sink inside the softmax" if a.reduction.sink is not None else f"reduction {a.reduction.kind}"))
+        raise Cannot(
+            "it has no "
+            + ("sink inside the softmax" if a.reduction.sink is not None else f"reduction {a.reduction.kind}")
+        )
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     from attncc.bench.flex import score_and_mask

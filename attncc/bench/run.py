@@ -32,7 +32,11 @@ class Row:
 
 
 def bench(
-    case: str, kernels: dict[str, Kernel], shape: Shape, peers: Sequence[str] = tuple(PEERS), seed: int = 0,
+    case: str,
+    kernels: dict[str, Kernel],
+    shape: Shape,
+    peers: Sequence[str] = tuple(PEERS),
+    seed: int = 0,
     step: Callable[[str], None] = lambda title: None,
 ) -> list[Row]:
     """Times `kernels` (by the name they are shown under) and `peers` on generated data; `ratio` is to the best peer's speed."""
@@ -51,8 +55,12 @@ def bench(
         except (Cannot, AttnError) as error:
             reasons[name] = str(error).splitlines()[0]
             ready.pop(name, None)
-        except Exception as error:
-            reasons[name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+        except Exception as error:  # noqa: BLE001 - a peer may fail in any way; the others are timed
+            reasons[name] = (
+                f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
+                    :200
+                ]
+            )
             ready.pop(name, None)
     step("timing")
     times = interleaved(ready)
@@ -83,5 +91,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             continue
         ratio = f"{100 * r.ratio:.0f} %" if r.ratio else "-"
         off = f"{r.difference:.1e}" if r.difference is not None else "-"
-        lines.append(f"{r.implementation:<16} {r.ms:>9.4f} {r.tflops:>9.1f} {ratio:>13} {100 * r.spread:>5.1f} % {off:>11}")
+        lines.append(
+            f"{r.implementation:<16} {r.ms:>9.4f} {r.tflops:>9.1f} {ratio:>13} {100 * r.spread:>5.1f} % {off:>11}"
+        )
     return lines

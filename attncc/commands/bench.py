@@ -34,7 +34,9 @@ def command(file, parameters, attention, targets, names, shape, seed, output):
     with step(f"timing {case} on {device}"):
         rows = bench(case, kernels, shape, peers, seed)
     a = kernel.attention
-    click.echo(f"{case} (batch x queries x keys), {a.heads_q}/{a.heads_kv} heads, dim {a.dim_qk}/{a.dim_v}, {a.dtype}, on {device}")
+    click.echo(
+        f"{case} (batch x queries x keys), {a.heads_q}/{a.heads_kv} heads, dim {a.dim_qk}/{a.dim_v}, {a.dtype}, on {device}"
+    )
     for line in table(rows):
         click.echo(line)
     if path:
@@ -47,7 +49,11 @@ def _peers(names: str | None) -> tuple[str, ...]:
     chosen = tuple(n.strip() for n in names.split(",") if n.strip()) if names is not None else tuple(PEERS)
     for name in chosen:
         if name not in PEERS:
-            raise fail("E607", f"there is no peer `{name}`", hint=did_you_mean(name, PEERS) or f"the peers are {', '.join(PEERS)}")
+            raise fail(
+                "E607",
+                f"there is no peer `{name}`",
+                hint=did_you_mean(name, PEERS) or f"the peers are {', '.join(PEERS)}",
+            )
     return chosen
 
 

@@ -16,7 +16,9 @@ def report(error: Exception, arguments: list[str]) -> str:
     """Writes the bundle; the message for the user: what failed and where the details lie."""
     headline = f"internal error: {type(error).__name__}: {_first_line(error)}"
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="attncc-error-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="attncc-error-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
             file.write(contents(error, arguments))
     except OSError as problem:
         return f"{headline}\n  note: the details could not be written: {problem.strerror}"
@@ -48,5 +50,3 @@ def version(name: str) -> str:
 def _first_line(error: Exception) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0][:200] if text else "(no message)"
-
-

@@ -22,4 +22,6 @@ def command(file, parameters, attention, target):
 
         lower(made, get_target(target))
     dims = made.dim_qk if made.dim_qk == made.dim_v else f"{made.dim_qk}/{made.dim_v}"
-    click.echo(f"{file}: ok: {made.name}, {made.heads_q}/{made.heads_kv} heads, dim {dims}, {made.dtype}, {made.reduction.kind}")
+    click.echo(
+        f"{file}: ok: {made.name}, {made.heads_q}/{made.heads_kv} heads, dim {dims}, {made.dtype}, {made.reduction.kind}"
+    )

@@ -15,22 +15,35 @@ from attncc.runtime import files
 
 def spec_options(function):
     """The spec to work on: FILE, `-p name=value`, `--attention NAME`."""
-    function = click.option("--attention", metavar="NAME", help="which attention, when the file holds several")(function)
+    function = click.option("--attention", metavar="NAME", help="which attention, when the file holds several")(
+        function
+    )
     function = click.option(
-        "-p", "--param", "parameters", multiple=True, metavar="NAME=VALUE", help="a compile-time parameter; may be repeated"
+        "-p",
+        "--param",
+        "parameters",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="a compile-time parameter; may be repeated",
     )(function)
     return click.argument("file", type=str)(function)
 
 
 def target_option(function):
     """`--target NAME`."""
-    return click.option("--target", metavar="NAME", help="the target (default: the GPU's, or the best one without a GPU)")(function)
+    return click.option(
+        "--target", metavar="NAME", help="the target (default: the GPU's, or the best one without a GPU)"
+    )(function)
 
 
 def shape_option(default: str | None = None):
     """`--shape BxQxK`, given to the command as an explain.Shape or None."""
     return click.option(
-        "--shape", metavar="BATCHxQxKV", default=default, callback=_parse_shape, help="sizes of the call, for example 2x4096x4096"
+        "--shape",
+        metavar="BATCHxQxKV",
+        default=default,
+        callback=_parse_shape,
+        help="sizes of the call, for example 2x4096x4096",
     )
 
 
@@ -42,7 +55,9 @@ def _parse_shape(ctx, option, value):
     try:
         return Shape.parse(value)
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not of the form batch x queries x keys, for example 2x4096x4096") from None
+        raise click.BadParameter(
+            f"{value!r} is not of the form batch x queries x keys, for example 2x4096x4096"
+        ) from None
 
 
 def parse_parameters(given: tuple[str, ...]) -> dict[str, object]:
@@ -51,7 +66,9 @@ def parse_parameters(given: tuple[str, ...]) -> dict[str, object]:
     for item in given:
         name, sign, value = item.partition("=")
         if not sign or not name.strip().isidentifier():
-            raise fail("E602", f"the parameter {item!r} is not of the form name=value", hint="for example -p window=1024")
+            raise fail(
+                "E602", f"the parameter {item!r} is not of the form name=value", hint="for example -p window=1024"
+            )
         found[name.strip()] = _value(value.strip(), item)
     return found
 
@@ -98,7 +115,11 @@ def output_file(path: str, suffix: str, inputs: tuple[str, ...] = ()) -> Path:
     kind than `suffix`, nor one of `inputs`. E603."""
     out = Path(path)
     if out.suffix != suffix:
-        raise fail("E603", f"the output {path!r} must end in {suffix}", hint="so that no file of another kind is overwritten by mistake")
+        raise fail(
+            "E603",
+            f"the output {path!r} must end in {suffix}",
+            hint="so that no file of another kind is overwritten by mistake",
+        )
     if out.is_dir():
         raise fail("E603", f"the output {path!r} is a directory")
     if not out.parent.is_dir():

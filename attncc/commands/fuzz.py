@@ -13,7 +13,9 @@ from attncc.commands.common import output_folder
 @click.option("--seconds", type=click.FloatRange(min=0), default=60.0, show_default=True, help="how long to search")
 @click.option("--seed", default=0, show_default=True, help="the same seed draws the same cases")
 @click.option("--target", metavar="NAME", multiple=True, help="run the schedules of this target only; may be repeated")
-@click.option("-o", "--output", metavar="DIR", default="fuzz-failures", show_default=True, help="where a failing case is written")
+@click.option(
+    "-o", "--output", metavar="DIR", default="fuzz-failures", show_default=True, help="where a failing case is written"
+)
 def command(seconds, seed, target, output):
     """Search for specs on which interpreters and reference disagree. Exit status 1 when one is found; it is shrunk and written."""
     from attncc.fuzz.run import fuzz

@@ -20,13 +20,15 @@ def command(file, parameters, attention, target, shape, seed):
     """
     import torch
 
-    from attncc.measure import CheckResult, measure
     from attncc.explain import Shape
+    from attncc.measure import CheckResult, measure
 
     on_gpu = torch.cuda.is_available()
     kernel = make_kernel(file, parameters, attention, target if on_gpu else None)
     a = kernel.attention
-    click.echo(f"{a.name}: {a.heads_q} query heads, {a.heads_kv} key/value heads, dim {a.dim_qk}/{a.dim_v}, {a.dtype}, {a.reduction.kind}")
+    click.echo(
+        f"{a.name}: {a.heads_q} query heads, {a.heads_kv} key/value heads, dim {a.dim_qk}/{a.dim_v}, {a.dtype}, {a.reduction.kind}"
+    )
     if on_gpu:
         small, timed = shape or Shape(2, 333, 333), shape or Shape(4, 4096, 4096)
         where = torch.cuda.get_device_name()
@@ -78,5 +80,7 @@ def _cross_compile(file, parameters, attention, target) -> None:
         made = artifacts(kernel, chip)
     for used in made.report["kernels"].values():
         spills = f"a stack frame of {used['frame']} bytes" if used["frame"] else "no spills"
-        click.echo(f"compiled   for {chosen.title}, {chip}: {used['registers']} registers, {spills}, {used['code']} bytes of code")
+        click.echo(
+            f"compiled   for {chosen.title}, {chip}: {used['registers']} registers, {spills}, {used['code']} bytes of code"
+        )
     click.echo(f"kernel     {kernel.path}")

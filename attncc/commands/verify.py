@@ -14,9 +14,18 @@ from attncc.diagnostics import fail
 
 @click.command("verify")
 @click.argument("paths", nargs=-1, required=True)
-@click.option("--target", "targets", metavar="NAMES", help="targets, separated by commas (default: all that run on the GPU)")
+@click.option(
+    "--target", "targets", metavar="NAMES", help="targets, separated by commas (default: all that run on the GPU)"
+)
 @click.option("--json", "output", metavar="FILE.json", help="write every case here")
-@click.option("--jobs", "count", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True, help="processes that compile")
+@click.option(
+    "--jobs",
+    "count",
+    type=click.IntRange(1),
+    default=os.cpu_count() or 1,
+    show_default=True,
+    help="processes that compile",
+)
 @click.option("--runners", type=click.IntRange(1), default=2, show_default=True, help="processes that run kernels")
 @click.option("--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="seconds for one kernel")
 @click.option("--quick", is_flag=True, help="one head group for each spec")

@@ -105,7 +105,9 @@ def _axes(program: TileProgram, shape: Shape, scale: float):
     for at in _ticks(shape.seq_q, program.tile_m, scale):
         yield svg.text(-6, at * scale + 3.5, str(at), 10, svg.FAINT, "end")
     yield svg.text(width / 2, -22, "kv_idx", 12, svg.INK, "middle")
-    yield svg.text(0, 0, "q_idx", 12, svg.INK, "middle", transform=f"translate(-40 {svg.number(height / 2)}) rotate(-90)")
+    yield svg.text(
+        0, 0, "q_idx", 12, svg.INK, "middle", transform=f"translate(-40 {svg.number(height / 2)}) rotate(-90)"
+    )
 
 
 def _ticks(size: int, tile: int, scale: float) -> list[int]:

@@ -25,7 +25,10 @@ def draw(stages: Stages, shape: Shape | None = None, batch: int = 0, head: int =
         side = 8 * max(program.tile_m, program.tile_n)
         shape = Shape(1, side, side)
     if not (0 <= head < a.heads_q and 0 <= batch < shape.batch):
-        raise fail("E604", f"there is no batch entry {batch} with head {head}: batch is {shape.batch}, there are {a.heads_q} query heads")
+        raise fail(
+            "E604",
+            f"there is no batch entry {batch} with head {head}: batch is {shape.batch}, there are {a.heads_q} query heads",
+        )
     if 0 in (shape.seq_q, shape.seq_kv):
         raise fail("E604", f"there is nothing to draw at {shape.seq_q} queries and {shape.seq_kv} keys")
     picture = draw_mask(program, shape, inputs or example_inputs(a, shape), batch, head)
@@ -56,7 +59,15 @@ def _legend(picture: MaskPicture, program, x: float) -> str:
         y = TOP + 28 + 44 * row
         parts.append(svg.rect(x, y, 22, 22, COLOURS[kind], stroke="#d5d8e0"))
         parts.append(svg.text(x + 32, y + 10, TITLES[kind], 12))
-        parts.append(svg.text(x + 32, y + 25, f"{picture.counts[kind]} of {total}, {share(picture.counts[kind], total)}", 11, svg.FAINT))
+        parts.append(
+            svg.text(
+                x + 32,
+                y + 25,
+                f"{picture.counts[kind]} of {total}, {share(picture.counts[kind], total)}",
+                11,
+                svg.FAINT,
+            )
+        )
     y = TOP + 28 + 44 * 3
     parts.append(svg.rect(x, y, 22, 22, "#6b6f7a", fill_opacity=0.62))
     parts.append(svg.text(x + 32, y + 15, "a pair that the mask keeps", 12))

@@ -25,7 +25,9 @@ def element(tag: str, *children: str, **attributes) -> str:
 
 def text(x: float, y: float, content: str, size: float = 12, fill: str = INK, anchor: str = "start", **more) -> str:
     """A line of text whose baseline starts (or ends, or is centred) at x, y."""
-    return element("text", escape(content), x=float(x), y=float(y), font_size=float(size), fill=fill, text_anchor=anchor, **more)
+    return element(
+        "text", escape(content), x=float(x), y=float(y), font_size=float(size), fill=fill, text_anchor=anchor, **more
+    )
 
 
 def rect(x: float, y: float, width: float, height: float, fill: str, **more) -> str:

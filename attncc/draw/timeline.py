@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attncc.draw import svg
 from attncc.stages import Stages
 
 LANE, BAR, LABEL = 34.0, 22.0, 110.0
 COLOURS = {"copy": "#8fb8de", "mma": "#1d7a5a", "softmax": "#e0a03c", "wait": "#e4e6ec", "other": "#b9a6d3"}
-TITLES = {"copy": "copies", "mma": "matrix products", "softmax": "scores and softmax", "wait": "waiting", "other": "other"}
+TITLES = {
+    "copy": "copies",
+    "mma": "matrix products",
+    "softmax": "scores and softmax",
+    "wait": "waiting",
+    "other": "other",
+}
 
 
 @dataclass(frozen=True)

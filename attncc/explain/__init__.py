@@ -8,10 +8,11 @@ from attncc.explain.work import Shape
 from attncc.ir.text import format_program
 from attncc.stages import Stages
 
+USUAL = Shape(1, 4096, 4096)
 STAGES = ("L1", "L2", "L3", "kernel")
 
 
-def explain(stages: Stages, stage: str | None = None, shape: Shape = Shape(1, 4096, 4096)) -> str:
+def explain(stages: Stages, stage: str | None = None, shape: Shape = USUAL) -> str:
     """The report for calls of `shape`; with `stage` "L1", "L2" or "L3" that level's text, with "kernel" the generated file."""
     if stage is None:
         return report(stages, shape)
@@ -23,7 +24,11 @@ def explain(stages: Stages, stage: str | None = None, shape: Shape = Shape(1, 40
     }
     key = next((s for s in STAGES if s.lower() == stage.lower()), None)
     if key is None:
-        raise fail("E601", f"there is no stage `{stage}`", hint=did_you_mean(stage, STAGES) or f"the stages are {', '.join(STAGES)}")
+        raise fail(
+            "E601",
+            f"there is no stage `{stage}`",
+            hint=did_you_mean(stage, STAGES) or f"the stages are {', '.join(STAGES)}",
+        )
     return texts[key]().rstrip("\n")
 
 

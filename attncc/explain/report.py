@@ -41,7 +41,10 @@ def _what(a: Attention) -> str:
         f"mask       {_cut(format_expr(a.mask))}",
         f"reduction  {a.reduction.kind}{' with a sink' if a.reduction.sink is not None else ''}",
     ]
-    lines += [f"tensor     {t.name}: {t.dtype}[{', '.join('?' if e is None else format_expr(e) for e in t.shape)}]" for t in a.tensors]
+    lines += [
+        f"tensor     {t.name}: {t.dtype}[{', '.join('?' if e is None else format_expr(e) for e in t.shape)}]"
+        for t in a.tensors
+    ]
     lines += [f"scalar     {s.name}: {s.type}" for s in a.scalars]
     return _section(f"{a.name}", lines)
 
@@ -68,8 +71,12 @@ def _remarks(stages: Stages) -> str:
 
 
 def _schedule(s: Schedule, title: str) -> str:
-    shared = sum(b.stages * b.rows * b.cols * bytes_of(b.dtype) for b in s.buffers if b.space == "shared" and b.alias is None)
-    lines = [f"tiles of {s.tile_m} query rows by {s.tile_n} keys, {s.threads} threads, {shared} bytes of shared memory for tiles"]
+    shared = sum(
+        b.stages * b.rows * b.cols * bytes_of(b.dtype) for b in s.buffers if b.space == "shared" and b.alias is None
+    )
+    lines = [
+        f"tiles of {s.tile_m} query rows by {s.tile_n} keys, {s.threads} threads, {shared} bytes of shared memory for tiles"
+    ]
     for r in s.roles:
         registers = f", {r.registers} registers a thread" if r.registers else ""
         groups = f" as {r.groups} groups of {r.rows_per_group} rows" if r.rows_per_group else ""
@@ -97,6 +104,9 @@ def _bounds(stages: Stages, shape: Shape, done: Work) -> str:
         f"flops          {scaled(done.flops, 'flop')} in the tiles that run",
         f"bytes          {scaled(done.moved, 'B')} loaded and stored, {scaled(done.least, 'B')} is the least",
         f"intensity      {done.flops / max(1, done.least):.0f} flop a byte at the least",
-        *(f"{LIMIT_NAMES[u]:<22} {1e6 * t:10.1f} us{'   <- the limit' if u == worst else ''}" for u, t in times.items()),
+        *(
+            f"{LIMIT_NAMES[u]:<22} {1e6 * t:10.1f} us{'   <- the limit' if u == worst else ''}"
+            for u, t in times.items()
+        ),
     ]
     return _section(f"work and limits on {stages.target.title}", lines)

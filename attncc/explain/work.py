@@ -24,7 +24,7 @@ class Shape:
     seq_kv: int
 
     @classmethod
-    def parse(cls, text: str) -> "Shape":
+    def parse(cls, text: str) -> Shape:
         """`2x4096x4096`, or `2x4096` for equal lengths. ValueError for anything else."""
         parts = [int(p) for p in text.lower().split("x")]
         if len(parts) not in (2, 3) or any(p < 0 for p in parts) or max(parts) >= 2**31:
@@ -104,7 +104,9 @@ def special_functions(expr: Expr) -> int:
 
 
 def _leaves(expr: Expr) -> set[str]:
-    return {n.value for n in walk(expr) if n.op == "var"} | ({"kv_idx"} if any(n.value == "qk" for n in walk(expr)) else set())
+    return {n.value for n in walk(expr) if n.op == "var"} | (
+        {"kv_idx"} if any(n.value == "qk" for n in walk(expr)) else set()
+    )
 
 
 def element_loads(program: l2.TileProgram, count: dict[int, int]) -> int:
@@ -114,7 +116,12 @@ def element_loads(program: l2.TileProgram, count: dict[int, int]) -> int:
     for kind, number in kinds.items():
         body = next((s.body for s in program.segments if s.kind == kind), ())
         names = [t for op in body if isinstance(op, (l2.Score, l2.Mask)) for t in tensors(op.expr)]
-        total += count[number] * program.tile_m * program.tile_n * sum(bytes_of(program.attention.tensor(t).dtype) for t in names)
+        total += (
+            count[number]
+            * program.tile_m
+            * program.tile_n
+            * sum(bytes_of(program.attention.tensor(t).dtype) for t in names)
+        )
     return total
 
 
@@ -140,5 +147,3 @@ def scaled(value: float, unit: str) -> str:
         if value >= factor:
             return f"{value / factor:.2f} {prefix}{unit}"
     return f"{value:.0f} {unit}"
-
-

@@ -29,7 +29,9 @@ def check_chip(target: Target, chip: str | None) -> str:
         return target.archs[0]
     if chip not in target.archs:
         known = f"it can be compiled for {', '.join(target.archs)}"
-        raise fail("E402", f"target `{target.name}` is not for `{chip}`", notes=(known,), hint=did_you_mean(chip, target.archs))
+        raise fail(
+            "E402", f"target `{target.name}` is not for `{chip}`", notes=(known,), hint=did_you_mean(chip, target.archs)
+        )
     return chip
 
 
@@ -38,7 +40,9 @@ def artifacts(kernel: Kernel, chip: str) -> Artifacts:
     stages = kernel.stages()
     generated = load.module(load.store(stages.source, stages.attention.name))
     with tempfile.TemporaryDirectory(prefix="attncc-") as folder:
-        compiled = build.compile_module(generated, stages.attention, f"{build.options(chip)} --keep-ptx --dump-dir {folder}")
+        compiled = build.compile_module(
+            generated, stages.attention, f"{build.options(chip)} --keep-ptx --dump-dir {folder}"
+        )
         ptx = "\n".join(p.read_text() for p in sorted(Path(folder).glob("**/*.ptx")))
     (cubin,) = cubins(compiled)
     used = {name: asdict(r) for name, r in resources(cubin).items()}

@@ -29,7 +29,12 @@ def environment() -> str:
     """What compiles: versions of attncc, CuTe DSL, TVM-FFI and Python, the machine, and the bytes of attncc/device."""
     import attncc
 
-    parts = [attncc.__version__, *(metadata.version(p) for p in PACKAGES), platform.machine(), sys.version.rsplit("(", 1)[0]]
+    parts = [
+        attncc.__version__,
+        *(metadata.version(p) for p in PACKAGES),
+        platform.machine(),
+        sys.version.rsplit("(", 1)[0],
+    ]
     state = hashlib.sha256(repr(parts).encode())
     device = Path(attncc.__file__).parent / "device"
     for path in sorted(device.glob("**/*.py")):
@@ -73,7 +78,7 @@ def _load(path: Path):
         import cutlass.cute as cute
 
         return getattr(cute.runtime.load_module(str(path), enable_tvm_ffi=True), FUNCTION)
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever a damaged entry raises, it is compiled again
         return None
 
 
@@ -93,7 +98,7 @@ def _keep(compiled, path: Path) -> None:
         data = temporary.read_bytes()
         files.write(_checksum(path), hashlib.sha256(data).hexdigest().encode())
         files.write(path, data)
-    except Exception:
+    except Exception:  # noqa: BLE001 - a kernel that cannot be kept is still a kernel
         _checksum(path).unlink(missing_ok=True)
     finally:
         temporary.unlink(missing_ok=True)

@@ -174,7 +174,9 @@ def _restrides(operands: tuple[torch.Tensor, ...]) -> dict[int, tuple[int, ...]]
     of a contiguous tensor. By position among q, k, v; None when nothing needs to change."""
     found = {}
     for i, x in enumerate(operands):
-        wanted = [s if n > 1 else math.prod(x.shape[axis + 1 :]) for axis, (n, s) in enumerate(zip(x.shape, x.stride()))]
+        wanted = [
+            s if n > 1 else math.prod(x.shape[axis + 1 :]) for axis, (n, s) in enumerate(zip(x.shape, x.stride()))
+        ]
         if any(s % 8 for s in x.stride()[:3]) or x.stride(3) != 1:
             found[i] = tuple(wanted)
     return found or None

@@ -7,8 +7,9 @@ contiguous, E316 alignment, E317 gradient, E318 scalar, E319 `out`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping
 
 import torch
 
@@ -59,14 +60,23 @@ def names(attention: Attention, given: Mapping[str, object]) -> None:
             takes = ", ".join(f"`{n}`" for n in declared) or "no arguments beside q, k and v"
             hint = did_you_mean(name, [n for n in declared if n not in given] or declared)
             problems.append(
-                Diagnostic("E302", f"`{attention.name}` has no argument `{name}`", argument=name, hint=hint or f"it takes {takes}")
+                Diagnostic(
+                    "E302",
+                    f"`{attention.name}` has no argument `{name}`",
+                    argument=name,
+                    hint=hint or f"it takes {takes}",
+                )
             )
     for name, decl in declared.items():
         if name not in given:
             what = _declared(decl)
             problems.append(
                 Diagnostic(
-                    "E301", f"the call lacks the argument `{name}`: {what}", decl.span, argument=name, hint=f"pass {name}=... to the kernel"
+                    "E301",
+                    f"the call lacks the argument `{name}`: {what}",
+                    decl.span,
+                    argument=name,
+                    hint=f"pass {name}=... to the kernel",
                 )
             )
     if problems:
@@ -80,7 +90,12 @@ def _declared(decl: TensorDecl | ScalarDecl) -> str:
 
 
 def _shape(decl: TensorDecl) -> str:
-    return "(" + ", ".join("any" if e is None else format_expr(e) for e in decl.shape) + ("," if len(decl.shape) == 1 else "") + ")"
+    return (
+        "("
+        + ", ".join("any" if e is None else format_expr(e) for e in decl.shape)
+        + ("," if len(decl.shape) == 1 else "")
+        + ")"
+    )
 
 
 def _bad(code: str, name: str, message: str, hint: str | None = None, span=None, notes=()) -> AttnError:
@@ -90,7 +105,9 @@ def _bad(code: str, name: str, message: str, hint: str | None = None, span=None,
 def _tensor(name: str, value, rank: int, dtype: str, span=None, what: str = "") -> None:
     """E303, E304 and E312 for one tensor."""
     if not isinstance(value, torch.Tensor):
-        raise _bad("E303", name, f"`{name}` must be a torch tensor, but it is of type {type(value).__name__}", None, span)
+        raise _bad(
+            "E303", name, f"`{name}` must be a torch tensor, but it is of type {type(value).__name__}", None, span
+        )
     if value.dim() != rank:
         found = f"`{name}` has {value.dim()} dimension(s), shape {tuple(value.shape)}; expected {rank}{what}"
         raise _bad("E312", name, found, None, span)
@@ -131,7 +148,13 @@ def _operand_shape(a: Attention, name: str, value: torch.Tensor, wanted: tuple[i
         elif axis >= 2:
             hint = "pass tensors of the declared size, or change the spec"
         why = "as q has" if axis == 0 else "as k has" if axis == 1 else "as the spec declares"
-        raise _bad("E313", name, f"`{name}` has {what} {found}, expected {expected} {why}; its shape is {tuple(value.shape)}", hint, span)
+        raise _bad(
+            "E313",
+            name,
+            f"`{name}` has {what} {found}, expected {expected} {why}; its shape is {tuple(value.shape)}",
+            hint,
+            span,
+        )
 
 
 def _same_device(q: torch.Tensor, others: Mapping[str, torch.Tensor]) -> None:
@@ -154,7 +177,9 @@ def layout(name: str, x: torch.Tensor) -> None:
             message = f"stride {x.stride(axis)} of dimension {axis} of `{name}` is not a multiple of {step} elements ({ALIGNMENT} bytes)"
             raise _bad("E316", name, message, f"call {name}.contiguous()")
     if x.numel() and x.data_ptr() % ALIGNMENT:
-        message = f"`{name}` starts at an address that is not a multiple of {ALIGNMENT} bytes (a view with an odd offset?)"
+        message = (
+            f"`{name}` starts at an address that is not a multiple of {ALIGNMENT} bytes (a view with an odd offset?)"
+        )
         raise _bad("E316", name, message, f"call {name}.clone()")
 
 
@@ -165,7 +190,12 @@ def user_tensors(a: Attention, q: torch.Tensor, given: Mapping[str, torch.Tensor
         _tensor(decl.name, value, len(decl.shape), decl.dtype, decl.span, f": {_shape(decl)}")
         expected = tuple(None if e is None else evaluate(e, sizes.variables) for e in decl.shape)
         if any(e is not None and e != n for e, n in zip(expected, value.shape)):
-            shown = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ("," if len(expected) == 1 else "") + ")"
+            shown = (
+                "("
+                + ", ".join("any" if e is None else str(e) for e in expected)
+                + ("," if len(expected) == 1 else "")
+                + ")"
+            )
             message = f"`{decl.name}` has shape {tuple(value.shape)}, expected {shown}, which is {_shape(decl)}"
             where = f"batch = {sizes.batch}, seq_q = {sizes.seq_q}, seq_kv = {sizes.seq_kv} come from q and k"
             raise _bad("E313", decl.name, message, None, decl.span, (where,))
@@ -185,10 +215,16 @@ def scalar(decl: ScalarDecl, value, low: float, high: float):
     """`value` as the number that is passed to the kernel: int, or float; E318."""
     if isinstance(value, torch.Tensor):
         message = f"`{decl.name}` is a run-time {decl.type}, but a tensor was passed"
-        raise _bad("E318", decl.name, message, "pass a Python number (a tensor would have to be fetched from the GPU), or declare a tensor", decl.span)
+        raise _bad(
+            "E318",
+            decl.name,
+            message,
+            "pass a Python number (a tensor would have to be fetched from the GPU), or declare a tensor",
+            decl.span,
+        )
     number = _number(decl, value)
     unbounded = decl.type == "float" and decl.high is None
-    if not (low <= number and (number < high or (unbounded and number == high))) and number == number:
+    if not (low <= number and (number < high or (unbounded and number == high))) and not math.isnan(number):
         message = f"`{decl.name}` is {number}, outside its range {low} .. {high}"
         raise _bad("E318", decl.name, message, None, decl.span)
     return number
@@ -201,7 +237,9 @@ def _number(decl: ScalarDecl, value):
     is_bool = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
     fits = is_bool if decl.type == "bool" else isinstance(value, kinds[decl.type]) and not is_bool
     if not fits:
-        raise _bad("E318", decl.name, f"`{decl.name}` must be of type {decl.type}, but it is {value!r}"[:300], None, decl.span)
+        raise _bad(
+            "E318", decl.name, f"`{decl.name}` must be of type {decl.type}, but it is {value!r}"[:300], None, decl.span
+        )
     return float(value) if decl.type == "float" else int(value)
 
 
@@ -220,13 +258,35 @@ def gradients(tensors: Mapping[str, torch.Tensor]) -> None:
 def output(a: Attention, out, q: torch.Tensor, inputs: Mapping[str, torch.Tensor], sizes: Sizes) -> None:
     """E319 and layout errors of the caller's `out`."""
     expected = (sizes.batch, sizes.seq_q, a.heads_q, a.dim_v)
-    if not isinstance(out, torch.Tensor) or tuple(out.shape) != expected or out.dtype != q.dtype or out.device != q.device:
-        found = f"{tuple(out.shape)}, {out.dtype}, {out.device}" if isinstance(out, torch.Tensor) else type(out).__name__
-        raise _bad("E319", "out", f"`out` is {found}; expected {expected}, {q.dtype}, {q.device}", "leave it away to have it allocated")
+    if (
+        not isinstance(out, torch.Tensor)
+        or tuple(out.shape) != expected
+        or out.dtype != q.dtype
+        or out.device != q.device
+    ):
+        found = (
+            f"{tuple(out.shape)}, {out.dtype}, {out.device}" if isinstance(out, torch.Tensor) else type(out).__name__
+        )
+        raise _bad(
+            "E319",
+            "out",
+            f"`out` is {found}; expected {expected}, {q.dtype}, {q.device}",
+            "leave it away to have it allocated",
+        )
     layout("out", out)
     for name, value in inputs.items():
-        if out.numel() and value.numel() and out.untyped_storage().data_ptr() == value.untyped_storage().data_ptr() and _overlap(out, value):
-            raise _bad("E319", "out", f"`out` shares memory with `{name}`, which other parts of the kernel still read", "pass another tensor")
+        if (
+            out.numel()
+            and value.numel()
+            and out.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+            and _overlap(out, value)
+        ):
+            raise _bad(
+                "E319",
+                "out",
+                f"`out` shares memory with `{name}`, which other parts of the kernel still read",
+                "pass another tensor",
+            )
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -42,7 +42,9 @@ def tree_text(node, indent: str = "") -> str:
         value = getattr(node, field.name)
         if field.name in ("span", "source") or value is None or value == ():
             continue
-        is_nested = dataclasses.is_dataclass(value) or (isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)))
+        is_nested = dataclasses.is_dataclass(value) or (
+            isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value))
+        )
         (nested if is_nested else plain).append((field.name, value))
     head = f"{indent}{type(node).__name__}" + "".join(f" {n}={v!r}" for n, v in plain)
     return "\n".join([head, *(f"{indent}  {n}:\n{tree_text(v, indent + '    ')}" for n, v in nested)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from attncc.diagnostics import Diagnostic, AttnError
+from attncc.diagnostics import AttnError, Diagnostic
 from attncc.ir.attention import Attention
 from attncc.ir.schedule import Schedule
 from attncc.ir.text import format_program
@@ -150,7 +150,11 @@ class Kernel:
         chip = chip_for(wanted, arch) if wanted else None
         if chip is None:
             name = torch.cuda.get_device_name(device)
-            what = f"target `{wanted.name}` does not run on {name} ({arch})" if wanted else f"no target runs on {name} ({arch})"
+            what = (
+                f"target `{wanted.name}` does not run on {name} ({arch})"
+                if wanted
+                else f"no target runs on {name} ({arch})"
+            )
             known = ", ".join(f"{t.name}: {' '.join(t.archs)}" for t in TARGETS.values())
             raise AttnError(Diagnostic("E331", what, hint.span, argument="q", notes=(f"the targets are {known}",)))
         return wanted, chip
@@ -176,4 +180,6 @@ def _wrong_device(target: Target | None, device: torch.device) -> AttnError:
 
 def _no_lse(attention: Attention) -> AttnError:
     message = f"the reduction `{attention.reduction.kind}` is not normalised: it has no log-sum-exp"
-    return AttnError(Diagnostic("E324", message, attention.span("reduction"), argument="return_lse", hint="leave return_lse away"))
+    return AttnError(
+        Diagnostic("E324", message, attention.span("reduction"), argument="return_lse", hint="leave return_lse away")
+    )

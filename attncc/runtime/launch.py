@@ -28,7 +28,9 @@ class Launcher:
 
 def gpu_launcher(built: Built, schedule: Schedule) -> Launcher:
     """Launches a compiled kernel."""
-    return Launcher(_with_bytes(built.function, schedule.attention), lambda sizes: workspaces(schedule, built.arguments, sizes))
+    return Launcher(
+        _with_bytes(built.function, schedule.attention), lambda sizes: workspaces(schedule, built.arguments, sizes)
+    )
 
 
 def _with_bytes(function, attention: Attention) -> Callable:
@@ -46,7 +48,9 @@ def _with_bytes(function, attention: Attention) -> Callable:
     return launch
 
 
-def workspaces(schedule: Schedule, arguments: Sequence[tuple], sizes: Sizes) -> list[tuple[tuple[int, ...], torch.dtype]]:
+def workspaces(
+    schedule: Schedule, arguments: Sequence[tuple], sizes: Sizes
+) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """The tensors that the kernels before the main one fill, as ir.tile.TileTable describes them; none without a table.
 
     tile_count (b', h', q_tiles, 2), tile_list (b', h', q_tiles, 2, kv_tiles); a summary (b', h', tiles of its axis, 2).

@@ -44,7 +44,9 @@ def spec_files(paths: Iterable[str]) -> list[str]:
         found += sorted(path.glob("*.attn")) if path.is_dir() else [path]
     missing = [str(p) for p in found if not p.is_file()]
     if missing or not found:
-        raise fail("E605", f"there is no spec at {', '.join(missing or paths)}", hint="give .attn files or directories of them")
+        raise fail(
+            "E605", f"there is no spec at {', '.join(missing or paths)}", hint="give .attn files or directories of them"
+        )
     return [str(p) for p in found]
 
 

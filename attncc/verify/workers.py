@@ -84,7 +84,11 @@ class _Tail:
 
 
 def run_all(
-    jobs: Sequence[Job], verb: str, count: int, timeout: float, done: Callable[[Job, dict], None] = lambda job, answer: None
+    jobs: Sequence[Job],
+    verb: str,
+    count: int,
+    timeout: float,
+    done: Callable[[Job, dict], None] = lambda job, answer: None,
 ) -> list[dict]:
     """The answers to all jobs, in order; `count` processes work on them. `done` is called after each, one call at a time."""
     waiting: queue.SimpleQueue = queue.SimpleQueue()

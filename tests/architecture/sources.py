@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import ast
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "attncc"
 
 
-@lru_cache(maxsize=None)
+@cache
 def python_files(folder: Path = PACKAGE) -> tuple[Path, ...]:
     return tuple(sorted(p for p in folder.rglob("*.py") if "__pycache__" not in p.parts))
 
 
-@lru_cache(maxsize=None)
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 

@@ -61,7 +61,8 @@ def test_imports_point_one_way(path):
             continue
         wrong.append(f"{name(path)}:{line} imports {target}")
     assert not wrong, (
-        "\n".join(wrong) + f"\n`{here}` may import only what stands below it in LAYERS. Move the function down to the layer "
+        "\n".join(wrong)
+        + f"\n`{here}` may import only what stands below it in LAYERS. Move the function down to the layer "
         "that both need, or pass the value in as an argument."
     )
 
@@ -79,7 +80,9 @@ def words(path) -> list[tuple[int, str]]:
     docstrings = {
         id(node.body[0].value)
         for node in ast.walk(tree(path))
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body and isinstance(node.body[0], ast.Expr)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
     }
     found = []
     for node in ast.walk(tree(path)):
@@ -97,7 +100,8 @@ def test_chips_are_named_only_where_they_are_described(path):
         return
     wrong = [f"{name(path)}:{line}: {text[:60]!r}" for line, text in words(path) if CHIPS.search(text)]
     assert not wrong, (
-        "\n".join(wrong) + "\nAsk the target for a capability (attncc/targets), or put the choice in attncc/pipeline.py: a new "
+        "\n".join(wrong)
+        + "\nAsk the target for a capability (attncc/targets), or put the choice in attncc/pipeline.py: a new "
         "target must not need an edit here."
     )
 
@@ -122,7 +126,9 @@ def test_generated_code_is_the_only_code_executed_from_text():
         for node in ast.walk(tree(p))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("exec", "eval")
     ]
-    assert not wrong, "\n".join(wrong) + "\nOnly attncc/runtime/load.py turns text into code, and only text that emit wrote."
+    assert not wrong, (
+        "\n".join(wrong) + "\nOnly attncc/runtime/load.py turns text into code, and only text that emit wrote."
+    )
 
 
 def test_templates_hold_no_decisions():
@@ -138,7 +144,9 @@ def test_templates_hold_no_decisions():
 
 
 def test_every_package_has_a_layer():
-    missing = {module(p) for p in python_files() if p.parent.parent == PACKAGE.parent and package(module(p)) == "attncc"} - {"attncc"}
+    missing = {
+        module(p) for p in python_files() if p.parent.parent == PACKAGE.parent and package(module(p)) == "attncc"
+    } - {"attncc"}
     folders = {f"attncc.{p.name}" for p in PACKAGE.iterdir() if p.is_dir() and any(p.glob("*.py"))}
     missing |= {f for f in folders if package(f) == "attncc"}
     assert not missing, f"{sorted(missing)} stand in no row of LAYERS: say what they may import."

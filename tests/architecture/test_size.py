@@ -27,7 +27,8 @@ def test_functions_fit_on_a_screen(path):
         if f.end_lineno - f.lineno + 1 > limit
     ]
     assert not long, (
-        "\n".join(long) + f"\nThe limit is {limit} (aim for 30): split by step, give each step a name that says what it makes."
+        "\n".join(long)
+        + f"\nThe limit is {limit} (aim for 30): split by step, give each step a name that says what it makes."
     )
 
 
@@ -36,9 +37,8 @@ def test_files_have_one_subject(path):
     count = len(path.read_text().splitlines())
     in_pass = path.parent.parent == PACKAGE / "passes"
     limit = PASS_LINES if in_pass else FILE_LINES
-    assert count <= limit, (
-        f"{name(path)} has {count} lines, the limit is {limit}. "
-        + ("One pass is one file with one function: two passes may be hiding in it." if in_pass else "Split it by subject.")
+    assert count <= limit, f"{name(path)} has {count} lines, the limit is {limit}. " + (
+        "One pass is one file with one function: two passes may be hiding in it." if in_pass else "Split it by subject."
     )
 
 
@@ -48,5 +48,6 @@ def test_templates_are_skeletons():
         for p in sorted((ROOT / "templates").rglob("*.jinja"))
         if len(p.read_text().splitlines()) > TEMPLATE_LINES
     ]
-    assert not long, "\n".join(long) + f"\nThe limit is {TEMPLATE_LINES}: move device code to attncc/device, decisions to passes."
-
+    assert not long, (
+        "\n".join(long) + f"\nThe limit is {TEMPLATE_LINES}: move device code to attncc/device, decisions to passes."
+    )

@@ -63,8 +63,7 @@ def test_sdpa_refuses_another_alignment():
     "statements",
     [
         "mask causal and sliding_window(keys = 5)\n score softcap(3.0)",
-        "tensor doc: i32[batch, seq_kv] in 0..3\n tensor t: f32[4, 8]\n scalar x: float\n"
-        " bias t[h, (q_idx - kv_idx) % 8] * x\n mask doc[b, kv_idx] == q_idx % 3 or kv_idx == 0",
+        "tensor doc: i32[batch, seq_kv] in 0..3\n tensor t: f32[4, 8]\n scalar x: float\n bias t[h, (q_idx - kv_idx) % 8] * x\n mask doc[b, kv_idx] == q_idx % 3 or kv_idx == 0",
         "score s + abs(q_idx // 3 - kv_idx) * 0.1 + exp(-1.0 * kv_idx) if hkv == 1 else min(0.5, sigmoid(s))",
     ],
 )

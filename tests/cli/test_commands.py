@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +31,9 @@ def test_version(attncc):
     assert attncc("--version").out.startswith("attncc, version ")
 
 
-@pytest.mark.parametrize("stage, marker", [("L1", "attention"), ("l2", "tile_m"), ("L3", "role"), ("kernel", "import cutlass")])
+@pytest.mark.parametrize(
+    "stage, marker", [("L1", "attention"), ("l2", "tile_m"), ("L3", "role"), ("kernel", "import cutlass")]
+)
 def test_explain_prints_each_level(attncc, stage, marker):
     r = attncc("explain", "little.attn", "--stage", stage)
     assert r.status == 0 and marker in r.out
@@ -74,10 +77,15 @@ def test_run_without_a_gpu(attncc, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     r = attncc("run", "little.attn", "--shape", "2x33x40")
     assert r.status == 0, r.err
-    for part in ("the CPU interpreter of the tile program", "q (2, 33, 2, 64), k (2, 40, 1, 64)", "against the float64 reference", "kernel "):
+    for part in (
+        "the CPU interpreter of the tile program",
+        "q (2, 33, 2, 64), k (2, 40, 1, 64)",
+        "against the float64 reference",
+        "kernel ",
+    ):
         assert part in r.out
     path = r.out.rsplit("kernel", 1)[1].strip()
-    assert "ARGUMENTS" in open(path).read(), "the path of the generated kernel is printed"
+    assert "ARGUMENTS" in Path(path).read_text(), "the path of the generated kernel is printed"
 
 
 def test_fuzz_for_a_moment(attncc):

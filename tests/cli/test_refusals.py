@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,11 @@ CASES = {
     "no file": (("check",), 1, "Missing argument 'FILE'"),
     "unknown target": (("check", "little.attn", "--target", "hoper"), 1, "did you mean `hopper`?"),
     "parameter without value": (("check", "little.attn", "-p", "window"), 1, "is not of the form name=value"),
-    "parameter that is no number": (("check", "little.attn", "-p", "window=wide"), 1, "neither a number nor true or false"),
+    "parameter that is no number": (
+        ("check", "little.attn", "-p", "window=wide"),
+        1,
+        "neither a number nor true or false",
+    ),
     "unknown parameter": (("check", "little.attn", "-p", "windw=3"), 1, "did you mean `window`?"),
     "unknown stage": (("explain", "little.attn", "--stage", "L9"), 1, "there is no stage `L9`"),
     "bad shape": (("explain", "little.attn", "--shape", "big"), 1, "'big' is not of the form batch x queries x keys"),
@@ -27,8 +32,16 @@ CASES = {
     "picture into nowhere": (("draw", "little.attn", "-o", "no/where/mask.svg"), 1, "there is no directory 'no/where'"),
     "head that is not there": (("draw", "little.attn", "--head", "2"), 1, "there are 2 query heads"),
     "nothing to draw": (("draw", "little.attn", "--shape", "1x0x4"), 1, "nothing to draw"),
-    "output folder is a file": (("compile", "little.attn", "-o", "little.attn"), 1, "is a file, a directory was expected"),
-    "chip of another target": (("compile", "little.attn", "--target", "ampere", "--chip", "sm_70"), 1, "is not for `sm_70`"),
+    "output folder is a file": (
+        ("compile", "little.attn", "-o", "little.attn"),
+        1,
+        "is a file, a directory was expected",
+    ),
+    "chip of another target": (
+        ("compile", "little.attn", "--target", "ampere", "--chip", "sm_70"),
+        1,
+        "is not for `sm_70`",
+    ),
     "negative seconds": (("fuzz", "--seconds", "-1"), 1, "-1"),
     "nothing to verify": (("verify", "nowhere", "--compile-only"), 1, "there is no spec at nowhere"),
 }
@@ -76,7 +89,7 @@ def test_an_error_inside_attncc_leaves_a_bundle(attncc, monkeypatch):
     r = attncc("check", "little.attn")
     assert r.status == 2 and "internal error: RuntimeError: deep inside" in r.err and "second line" not in r.err
     path = r.err.rsplit(" in ", 1)[1].strip()
-    text = open(path).read()
+    text = Path(path).read_text()
     os.unlink(path)
     assert "Traceback" in text and "attncc check little.attn" in text and SPEC in text and "torch" in text
 

@@ -15,7 +15,9 @@ PARTS = ("attncc", "spec", "templates", "pyproject.toml", "setup.py", "README.md
 
 
 def run(*command, cwd, **environment) -> str:
-    done = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=250, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -29,7 +31,9 @@ def wheel(tmp_path_factory) -> Path:
             shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / part, source / part)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, source, cwd=out)
+    run(
+        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, source, cwd=out
+    )
     (made,) = out.glob("*.whl")
     return made
 
@@ -49,9 +53,23 @@ def test_contents(wheel):
 @pytest.mark.slow
 def test_an_example_compiles_elsewhere(wheel, tmp_path):
     site = tmp_path / "site"
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel, cwd=tmp_path)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        site,
+        wheel,
+        cwd=tmp_path,
+    )
     shutil.copy(ROOT / "examples" / "gemma2_local.attn", tmp_path)
-    where = run(sys.executable, "-c", "import attncc; print(attncc.__file__)", cwd=tmp_path, PYTHONPATH=str(site)).strip()
+    where = run(
+        sys.executable, "-c", "import attncc; print(attncc.__file__)", cwd=tmp_path, PYTHONPATH=str(site)
+    ).strip()
     assert Path(where).is_relative_to(site)
     command = (sys.executable, "-m", "attncc", "compile", "gemma2_local.attn", "--target", "ampere", "-o", "out")
     run(*command, cwd=tmp_path, PYTHONPATH=str(site), ATTNCC_CACHE="off")

@@ -12,7 +12,7 @@ from attncc.runtime import load as loading
 from tests.runtime.specs import PLAIN
 
 CHIP = "sm_80"
-TEXT = '''
+TEXT = """
 import cutlass
 import cutlass.cute as cute
 from cuda.bindings.driver import CUstream
@@ -39,7 +39,7 @@ def launch(
     stream: CUstream,
 ):
     kernel(lse, p_n).launch(grid=(1, 1, 1), block=(32, 1, 1), stream=stream)
-'''
+"""
 
 
 @pytest.fixture
@@ -102,7 +102,11 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, compiles, monkeypa
 def test_everything_that_matters_is_in_the_key(monkeypatch):
     base = cache.key("text", "options", "signature")
     assert base == cache.key("text", "options", "signature")
-    others = [cache.key("text2", "options", "signature"), cache.key("text", "options2", "signature"), cache.key("text", "options", "s")]
+    others = [
+        cache.key("text2", "options", "signature"),
+        cache.key("text", "options2", "signature"),
+        cache.key("text", "options", "s"),
+    ]
     monkeypatch.setattr(cache, "environment", lambda: "another version")
     others.append(cache.key("text", "options", "signature"))
     assert len({base, *others}) == 5

@@ -59,7 +59,7 @@ def test_empty_sizes_do_not_launch(sizes, kept):
 
 
 def test_out_is_used():
-    call, seen = caller()
+    call, _ = caller()
     q, k, v = operands()
     out = torch.empty_like(q)
     for _ in range(2):
@@ -85,21 +85,41 @@ def change(**kinds):
 CASES = {
     "not a tensor": (change(q=lambda x: x.tolist()), "E303", "`q` must be a torch tensor, but it is of type list"),
     "none": (change(v=lambda x: None), "E303", "`v` must be a torch tensor, but it is of type NoneType"),
-    "rank": (change(k=lambda x: x[0]), "E312", "`k` has 3 dimension(s), shape (8, 2, 64); expected 4: (batch, seq, heads, dim)"),
-    "dtype": (change(k=lambda x: x.half()), "E304", "`k` has element type f16 (torch.float16); expected bf16 (torch.bfloat16)"),
+    "rank": (
+        change(k=lambda x: x[0]),
+        "E312",
+        "`k` has 3 dimension(s), shape (8, 2, 64); expected 4: (batch, seq, heads, dim)",
+    ),
+    "dtype": (
+        change(k=lambda x: x.half()),
+        "E304",
+        "`k` has element type f16 (torch.float16); expected bf16 (torch.bfloat16)",
+    ),
     "batch": (change(k=lambda x: x[:1]), "E313", "`k` has batch 1, expected 2 as q has; its shape is (1, 8, 2, 64)"),
     "seq": (change(v=lambda x: x[:, :5]), "E313", "`v` has seq 5, expected 8 as k has; its shape is (2, 5, 2, 32)"),
     "heads": (change(k=lambda x: x[:, :, :1]), "E313", "`k` has heads 1, expected 2 as the spec declares"),
     "dim": (change(q=lambda x: x[..., :32]), "E313", "`q` has dim 32, expected 64 as the spec declares"),
-    "layout": (change(q=lambda x: x.transpose(1, 2)), "E313", "call q.transpose(1, 2) for (batch, heads, seq, dim) tensors"),
+    "layout": (
+        change(q=lambda x: x.transpose(1, 2)),
+        "E313",
+        "call q.transpose(1, 2) for (batch, heads, seq, dim) tensors",
+    ),
     "last dimension": (
         change(v=lambda x: x.transpose(1, 3).contiguous().transpose(1, 3)),
         "E315",
         "the last dimension of `v` is not contiguous: its stride is 16, expected 1",
     ),
     "device": (change(doc=lambda x: x.to("meta")), "E314", "`doc` is on meta, but q is on cpu"),
-    "tensor dtype": (change(doc=lambda x: x.long()), "E304", "`doc` has element type i64 (torch.int64); expected i32 (torch.int32)"),
-    "tensor rank": (change(doc=lambda x: x[0]), "E312", "`doc` has 1 dimension(s), shape (8,); expected 2: (batch, seq_kv)"),
+    "tensor dtype": (
+        change(doc=lambda x: x.long()),
+        "E304",
+        "`doc` has element type i64 (torch.int64); expected i32 (torch.int32)",
+    ),
+    "tensor rank": (
+        change(doc=lambda x: x[0]),
+        "E312",
+        "`doc` has 1 dimension(s), shape (8,); expected 2: (batch, seq_kv)",
+    ),
     "tensor shape": (
         change(bonus=lambda x: x[:, 1:]),
         "E313",
@@ -107,9 +127,17 @@ CASES = {
     ),
     "scalar type": (change(window=lambda x: 1.5), "E318", "`window` must be of type int, but it is 1.5"),
     "scalar bool": (change(window=lambda x: True), "E318", "`window` must be of type int, but it is True"),
-    "scalar tensor": (change(tau=lambda x: torch.tensor(x)), "E318", "`tau` is a run-time float, but a tensor was passed"),
+    "scalar tensor": (
+        change(tau=lambda x: torch.tensor(x)),
+        "E318",
+        "`tau` is a run-time float, but a tensor was passed",
+    ),
     "scalar range": (change(window=lambda x: 100), "E318", "`window` is 100, outside its range 0 .. 100"),
-    "gradient": (change(v=lambda x: x.requires_grad_()), "E317", "`v` requires a gradient, but this kernel has no backward pass"),
+    "gradient": (
+        change(v=lambda x: x.requires_grad_()),
+        "E317",
+        "`v` requires a gradient, but this kernel has no backward pass",
+    ),
     "bias gradient": (change(bonus=lambda x: x.requires_grad_()), "E317", "`bonus` requires a gradient"),
 }
 
@@ -177,7 +205,9 @@ def test_a_failing_launch_is_explained_by_the_argument():
     """Addresses are not in the key; the compiled function refuses them, and then the check says which one it was."""
     from attncc.runtime import check
 
-    message = refusal(lambda: check.layout("k", torch.empty(0, 0, 0, 8, device="meta").as_strided((2, 2, 2, 8), (34, 16, 8, 1))))
+    message = refusal(
+        lambda: check.layout("k", torch.empty(0, 0, 0, 8, device="meta").as_strided((2, 2, 2, 8), (34, 16, 8, 1)))
+    )
     assert "stride 34 of dimension 0 of `k` is not a multiple of 4 elements (16 bytes)" in message
     assert "call k.contiguous()" in message
 
@@ -189,7 +219,9 @@ def test_a_call_takes_few_microseconds():
     call, seen = caller()
     seen.launcher(None)
     q, k, v = operands()
-    call.launchers = lambda device: type("L", (), {"launch": staticmethod(lambda *a: None), "workspaces": staticmethod(lambda s: ())})
+    call.launchers = lambda device: type(
+        "L", (), {"launch": staticmethod(lambda *a: None), "workspaces": staticmethod(lambda s: ())}
+    )
     call(q, k, v)
     best = float("inf")
     for _ in range(20):

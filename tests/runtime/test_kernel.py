@@ -7,7 +7,6 @@ import torch
 
 import attncc
 from attncc.diagnostics import AttnError
-from attncc.interp.data import make_inputs
 from attncc.interp.reference import reference
 from tests.runtime.specs import PLAIN, RICH, operands, rich_arguments
 
@@ -40,7 +39,9 @@ def test_tensors_and_scalars_are_passed():
 
 
 def test_parameters():
-    text = PLAIN.replace("plain", "plain(window: int = 5)").replace("mask causal", "mask causal and sliding_window(keys = window)")
+    text = PLAIN.replace("plain", "plain(window: int = 5)").replace(
+        "mask causal", "mask causal and sliding_window(keys = window)"
+    )
     assert attncc.compile(text).attention != attncc.compile(text, window=6).attention
     assert attncc.compile(text).attention == attncc.compile(text, window=5).attention
     with pytest.raises(AttnError, match="did you mean `window`"):
@@ -70,7 +71,7 @@ def test_a_bad_target():
 
 def test_a_target_that_cannot_do_it_says_so_with_the_line():
     with pytest.raises(AttnError) as error:
-        attncc.compile(PLAIN.replace("64", "512"), target="hopper").source
+        attncc.compile(PLAIN.replace("64", "512"), target="hopper").stages()
     assert "512" in str(error.value) and "dim 512" in str(error.value)
 
 
@@ -120,7 +121,12 @@ def test_the_generated_file_is_the_same_in_every_process():
     program = f"import attncc; print(attncc.compile({PLAIN!r}, target='hopper').source)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     texts = {
-        subprocess.run([sys.executable, "-c", program], capture_output=True, env={**environment, "PYTHONHASHSEED": seed}, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            env={**environment, "PYTHONHASHSEED": seed},
+            check=True,
+        ).stdout
         for seed in ("1", "2")
     }
     assert len(texts) == 1

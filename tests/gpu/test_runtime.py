@@ -1,0 +1,213 @@
+"""The run time on a GPU: streams, graphs, torch.compile, threads, layouts, host time. Run with `pytest -m gpu -n 0 tests/gpu`."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+import attncc
+from attncc.diagnostics import AttnError
+from attncc.explain import Shape
+from attncc.interp.data import make_inputs
+from attncc.interp.reference import reference
+from attncc.measure import compare, measure
+from tests.runtime.specs import PLAIN, RICH
+
+pytestmark = pytest.mark.gpu
+
+DOCUMENTS = """attention documents {
+    heads q = 4, kv = 2
+    dim 128
+    dtype bf16
+    tensor doc: i32[batch, seq_kv] in 0..9 sorted
+    mask causal and doc[b, q_idx] == doc[b, kv_idx]
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return attncc.compile(PLAIN)
+
+
+def data(kernel, batch=2, seq_q=300, seq_kv=333, seed=0):
+    return make_inputs(kernel.attention, batch, seq_q, seq_kv, seed, "cuda")
+
+
+@pytest.mark.parametrize("text", [PLAIN, RICH, DOCUMENTS], ids=["plain", "rich", "documents"])
+def test_results(text):
+    kernel = attncc.compile(text)
+    for shape in (Shape(2, 1, 129), Shape(1, 257, 257), Shape(3, 257, 129)):
+        result = measure(kernel, shape, 1, "cuda")
+        assert result.ok, result
+
+
+def test_lengths_batch_strides_and_scalars_never_recompile():
+    from attncc.runtime import build
+
+    kernel = attncc.compile(RICH)
+    real, count = build.build, []
+    kernel(*data(kernel)[:3], **data(kernel)[3])
+    generator = torch.Generator().manual_seed(0)
+    try:
+        build.build = lambda *a: (count.append(1), real(*a))[1]
+        for seed in range(50):
+            batch, seq_q, seq_kv = (int(torch.randint(1, 300, (), generator=generator)) for _ in range(3))
+            q, k, v, given = data(kernel, batch % 4 + 1, seq_q, seq_kv, seed)
+            kernel(q.transpose(1, 2).contiguous().transpose(1, 2), k, v, **given)
+    finally:
+        build.build = real
+    assert not count and len(kernel._built) == 1
+
+
+def test_the_current_stream_is_followed(plain):
+    q, k, v, _ = data(plain)
+    wanted = plain(q, k, v)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late = q.clone().mul_(2)
+        out = plain(late, k, v)
+    stream.synchronize()
+    torch.testing.assert_close(out, plain(q * 2, k, v))
+    assert not torch.equal(out, wanted)
+
+
+def test_graph_capture_and_replay(plain):
+    q, k, v, _ = data(plain)
+    plain(q, k, v)
+    out = torch.zeros_like(q)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        plain(q, k, v, out=out)
+    q.copy_(torch.randn_like(q))
+    out.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(out, plain(q, k, v))
+
+
+def test_graph_capture_with_tile_lists():
+    kernel = attncc.compile(DOCUMENTS)
+    q, k, v, given = data(kernel, 2, 500, 500)
+    kernel(q, k, v, **given)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernel(q, k, v, **given)
+    given["doc"].copy_(given["doc"].flip(0))
+    graph.replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(out, kernel(q, k, v, **given))
+
+
+def test_torch_compile(plain):
+    q, k, v, _ = data(plain)
+    run = torch.compile(lambda q, k, v: plain(q, k, v) * 2, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(run(q, k, v), plain(q, k, v) * 2)
+
+
+def test_threads():
+    kernel, results = attncc.compile(PLAIN), []
+    q, k, v, _ = data(kernel)
+    torch.cuda.synchronize()
+    threads = [threading.Thread(target=lambda: results.append(kernel(q, k, v))) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    torch.cuda.synchronize()
+    assert len(results) == 8 and all(torch.equal(r, results[0]) for r in results)
+
+
+def test_layouts(plain):
+    """Memory of (batch, heads, seq, dim), parts of one tensor, a batch that is expanded, an odd stride of a dimension of one."""
+    q, k, v, _ = data(plain, 2)
+    wanted = plain(q, k, v)
+    moved = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    torch.testing.assert_close(plain(*moved), wanted)
+    both = torch.cat([k, v], dim=-1)
+    torch.testing.assert_close(plain(q, both[..., :64], both[..., 64:]), wanted)
+    one = [x[:1] for x in (k, v)]
+    torch.testing.assert_close(
+        plain(q, *(x.expand(2, -1, -1, -1) for x in one)), plain(q, *(x.repeat(2, 1, 1, 1) for x in one))
+    )
+    odd = [x[:1].as_strided(x[:1].shape, (12345, *x.stride()[1:])) for x in (q, k, v)]
+    torch.testing.assert_close(plain(*odd), wanted[:1])
+
+
+@pytest.mark.parametrize("bad", ["offset", "stride", "last"])
+def test_layouts_that_are_refused(plain, bad):
+    q, k, v, _ = data(plain)
+    memory = torch.zeros(2 * k.numel() + 64, dtype=k.dtype, device="cuda")
+    _, s, h, d = k.shape
+    strides = {
+        "offset": k.stride(),
+        "stride": (s * h * d + 4, *k.stride()[1:]),
+        "last": (2 * s * h * d, 2 * h * d, 2 * d, 2),
+    }[bad]
+    k = memory.as_strided(k.shape, strides, storage_offset=1 if bad == "offset" else 0)
+    with pytest.raises(AttnError, match="`k`"):
+        plain(q, k, v)
+
+
+def test_cpu_and_gpu_tensors_do_not_mix(plain):
+    q, k, v, _ = data(plain)
+    with pytest.raises(AttnError, match="`v` is on cpu, but q is on cuda:0"):
+        plain(q, k, v.cpu())
+
+
+def test_empty_calls(plain):
+    for sizes in ((0, 8, 8), (2, 0, 8), (2, 8, 0)):
+        q, k, v, _ = data(plain, *sizes)
+        out, lse = plain(q, k, v, return_lse=True)
+        assert not out.any() and (lse == -torch.inf).all()
+
+
+def test_more_than_two_to_the_31_elements():
+    """Addresses are 64 bits wide: the last batch entry lies past 2**31 elements of k."""
+    kernel = attncc.compile(PLAIN)
+    q, k, v, _ = data(kernel, 2, 64, 128)
+    apart = 2**31 + 8 * 1000
+    far = [torch.zeros(apart + x[1].numel(), dtype=x.dtype, device="cuda") for x in (k, v)]
+    views = [f.as_strided(x.shape, (apart, *x.stride()[1:])) for f, x in zip(far, (k, v))]
+    for view, x in zip(views, (k, v)):
+        view.copy_(x)
+    torch.testing.assert_close(kernel(q, *views), kernel(q, k, v))
+
+
+def test_both_generations(plain):
+    from attncc.runtime.kernel import chip_for, device_arch
+    from attncc.targets import TARGETS
+
+    arch = device_arch(torch.device("cuda"))
+    names = [n for n, t in TARGETS.items() if chip_for(t, arch)]
+    assert names
+    for name in names:
+        kernel = attncc.compile(PLAIN, target=name)
+        q, k, v, given = data(kernel)
+        assert compare(kernel, q, k, v, given).ok, name
+
+
+def test_host_time_of_a_call(plain, capsys):
+    """At most 10 us is the aim; the printed number is what the documents quote."""
+    q, k, v, _ = data(plain, 1, 64, 64)
+    plain(q, k, v)
+    torch.cuda.synchronize()
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        for _ in range(100):
+            plain(q, k, v)
+        best = min(best, (time.perf_counter() - start) / 100)
+        torch.cuda.synchronize()
+    with capsys.disabled():
+        print(f"\nhost time of a call: {1e6 * best:.1f} us")
+    assert best < 30e-6
+
+
+def test_reference_on_the_gpu_is_the_reference(plain):
+    q, k, v, _ = data(plain, 1, 40, 40)
+    a = plain.attention
+    torch.testing.assert_close(reference(a, q, k, v)[0].cpu(), reference(a, q.cpu(), k.cpu(), v.cpu())[0])
