@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attncc.diagnostics import AttnError, Span, did_you_mean, fail
-from attncc.ir.expr import BOOL, FLOAT, INT, ZERO, Expr, as_float, const
+from attncc.ir.expr import BOOL, FLOAT, INT, ZERO, Expr, as_float, const, walk
 from attncc.lower import expressions
 from attncc.lower.fold import build
 from attncc.lower.session import Session
@@ -48,6 +48,7 @@ def _at_positions(name: str, pattern: Pattern, node: tree.Call, scope: Scope, se
     if len(node.arguments) != 2 or node.keywords:
         raise fail("E107", f"`{name}` is asked at two positions: `{name}(q, k)`, or used alone", node.span)
     q, k = (expressions.typed(a, INT, scope, session, "a position") for a in node.arguments)
+    session.spend(sum(1 for _ in walk(pattern.expr)), node.span)
     return pattern.at(q, k)
 
 
@@ -123,14 +124,16 @@ def inline(
         bound[parameter.name] = _argument(definition, parameter, argument, where, session)
     key = (definition.span, tuple((n, _key(v)) for n, v in bound.items()))
     if key not in session.inlined:
+        session.enter(node.span)
+        session.active.append(definition)
         try:
-            session.active.append(definition)
             session.inlined[key] = body(definition, inner.extend(**bound), session)
         except AttnError as error:
             session.failed.add(definition.span)
             raise _blame(error, definition, node.span, session) from None
         finally:
             session.active.pop()
+            session.leave()
     return session.inlined[key]
 
 

@@ -35,17 +35,19 @@ class Session:
     nesting: int = 0
 
     def enter(self, span: Span) -> None:
-        """Count one step; refuse texts that unfold without end."""
-        self.steps += 1
+        """Go one level deeper; `leave` comes back. Refuses texts that nest too deep."""
+        self.spend(1, span)
+        if self.nesting >= MAX_NESTING:
+            message = f"expressions nest more than {MAX_NESTING} levels deep"
+            raise AttnError(Diagnostic("E004", message, span, hint="name parts of it with `let`"))
         self.nesting += 1
+
+    def spend(self, steps: int, span: Span) -> None:
+        """Count work; refuses texts that unfold without end."""
+        self.steps += steps
         if self.steps > MAX_STEPS:
             hint = "shorten the ranges of sum, any and all, or read a tensor instead"
             raise AttnError(Diagnostic("E118", "the text unfolds into too large an expression", span, hint=hint))
-        if self.nesting > MAX_NESTING:
-            hint = "name parts of it with `let`"
-            raise AttnError(
-                Diagnostic("E004", f"expressions nest more than {MAX_NESTING} levels deep", span, hint=hint)
-            )
 
     def leave(self) -> None:
         self.nesting -= 1

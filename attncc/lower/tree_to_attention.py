@@ -15,7 +15,8 @@ from attncc.lower.values import INDICES, SCORE, SIZES, AlreadyReported, Broken, 
 from attncc.syntax import tree
 
 MAX_NODES = 20_000
-MAX_DEPTH = 400
+MAX_DEPTH = 300
+MAX_WRITTEN = 500_000
 ONCE = (tree.Heads, tree.Dim, tree.Dtype, tree.Scale, tree.Reduction, tree.Target, tree.Sparsity, tree.Quantize)
 
 
@@ -224,12 +225,14 @@ class _Attention:
 
 
 def bounded(root: Expr, what: str, span: Span | None) -> Expr:
-    """`root`, refused when it is so large or deep that later passes could not handle it."""
+    """`root`, refused when it is so large or deep that later passes, or its text, would be out of bounds."""
     depth: dict[Expr, int] = {}
+    written: dict[Expr, int] = {}
     for node in walk(root):
         depth[node] = 1 + max((depth[a] for a in node.args), default=0)
-    if len(depth) > MAX_NODES or depth[root] > MAX_DEPTH:
-        message = f"the {what} unfolds into {len(depth)} operations, {depth[root]} levels deep"
-        hint = f"the limits are {MAX_NODES} and {MAX_DEPTH}; shorten ranges, or pass a tensor of precomputed values"
+        written[node] = 1 + sum(written[a] for a in node.args)
+    if len(depth) > MAX_NODES or depth[root] > MAX_DEPTH or written[root] > MAX_WRITTEN:
+        message = f"the {what} unfolds into {len(depth)} operations, {depth[root]} levels deep, {written[root]} when written out"
+        hint = f"the limits are {MAX_NODES}, {MAX_DEPTH} and {MAX_WRITTEN}; shorten ranges, or pass a tensor of precomputed values"
         raise fail("E118", message, span, hint=hint)
     return root

@@ -273,3 +273,33 @@ def test_every_code_is_documented():
     listed = set(re.findall(r"^\| (E\d{3}) \|", spec_text("errors.md"), re.MULTILINE))
     assert used - listed == set(), "list them in spec/errors.md"
     assert listed - used == set(), "nothing raises these any more"
+
+
+@pytest.mark.parametrize(
+    "before, body, code",
+    [
+        (
+            "mask d(m: mask) = m(q_idx + 1, kv_idx) or m(q_idx, kv_idx + 1)",
+            "mask " + "d(" * 60 + "causal" + ")" * 60,
+            "E118",
+        ),
+        ("", "score s * s\n" * 60, "E118"),
+        (
+            "",
+            "let a0 = kv_idx\n" + "".join(f"let a{i} = a{i - 1} + 1\n" for i in range(1, 400)) + "mask a399 > 1",
+            "E118",
+        ),
+        (
+            "def f0(x: int) = x\n" + "".join(f"def f{i}(x: int) = f{i - 1}(x)\n" for i in range(1, 200)),
+            "mask f199(1) > 0",
+            "E004",
+        ),
+        (
+            "def f0(x: int) = x + x\n" + "".join(f"def f{i}(x: int) = f{i - 1}(f{i - 1}(x))\n" for i in range(1, 40)),
+            "mask f39(kv_idx) > 0",
+            "E118",
+        ),
+    ],
+)
+def test_texts_that_unfold_without_end(before, body, code):
+    assert f"error[{code}]" in refusal(body, before=before)
