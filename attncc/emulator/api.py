@@ -135,7 +135,8 @@ def emulate(compiled, *args, seeds: int | Iterable[int] = 1, trace: str | None =
 
 
 def _known(findings: list[Finding], new: Finding) -> bool:
-    return any((f.kind, f.ptx_line, f.severity) == (new.kind, new.ptx_line, new.severity) for f in findings)
+    place = (lambda f: f.source if f.severity == "warning" and f.source else f.ptx_line)
+    return any((f.kind, f.severity, place(f)) == (new.kind, new.severity, place(new)) for f in findings)
 
 
 def _run_launches(prepared, launches, memory: GlobalMemory, log: FindingLog, limits: Limits, trace_path) -> int:

@@ -324,9 +324,8 @@ def _forwarding(body, checked, reads, writes):
     """mov of a register whose load is not waited for: the copy is locked until the same wait."""
     def run(w):
         if w.locked:
-            lock = next((w.locked[r] for r in reads if r in w.locked and w.locked[r].flush is not None), None)
+            lock = next((w.locked[r] for r in reads if r in w.locked and w.locked[r].soft), None)
             if lock is not None:
-                lock.flush()
                 body(w)
                 for r in writes:
                     w.locked[r] = lock

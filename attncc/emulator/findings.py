@@ -71,7 +71,7 @@ class StopEmulation(Exception):
 
 @dataclass
 class FindingLog:
-    """Collects findings of one run, once per (kind, PTX line, severity)."""
+    """Collects findings of one run: errors once per kind and PTX line, warnings once per kind and source line."""
 
     seed: int = 0
     items: list[Finding] = field(default_factory=list)
@@ -79,7 +79,8 @@ class FindingLog:
 
     def add(self, finding: Finding) -> None:
         """Keep `finding` unless one like it is there already."""
-        key = (finding.kind, finding.ptx_line, finding.severity, finding.message if not finding.ptx_line else "")
+        place = finding.source if finding.severity == "warning" and finding.source else finding.ptx_line or finding.message
+        key = (finding.kind, finding.severity, place)
         if key not in self._seen:
             self._seen.add(key)
             self.items.append(finding)

@@ -1,7 +1,7 @@
 """tcgen05 except mma: alloc, dealloc, ld, st, wait, commit, fence, cp (PTX ISA 9.7.17).
 
 ld and st are asynchronous until tcgen05.wait::ld/st: destination registers are locked, and their accesses count as done
-for other warps only after the wait. MMAs and copies of one warp form a pipe that completes in order; commit closes a batch
+for other warps only after the wait (for ld: after the wait or the first use of a result, see warp.Lock). MMAs and copies of one warp form a pipe that completes in order; commit closes a batch
 and signals its mbarriers when everything before it is done.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from attncc.emulator.decode import BLOCK, op
-from attncc.emulator.lanes import FULL, LANE, first
+from attncc.emulator.lanes import LANE, first
 from attncc.emulator.memory import active
 from attncc.emulator.ops_bulk import Addressed
 from attncc.emulator.ops_sync import barrier_at, scalar
@@ -111,11 +111,11 @@ def fragment(shape: str, repeat: int, split: int = 0) -> tuple[np.ndarray, np.nd
     return t % 16 + 0 * r, r + split * (t // 16)
 
 
-class Batch:
-    """ld or st operations of a warp since its last wait."""
+class Stores:
+    """tcgen05.st of a warp since its last wait::st: one operation, its data moved at random moments."""
 
-    def __init__(self, w, name):
-        self.operation = w.machine.issue(w, name, lambda _: None, queue=False)
+    def __init__(self, w):
+        self.operation = w.machine.issue(w, "tcgen05.st", lambda _: None, queue=False)
         self.work: list = []
 
     def flush(self) -> None:
@@ -124,12 +124,15 @@ class Batch:
         for step in work:
             step()
 
+    def at_exit(self, w) -> None:
+        """Stores nobody waited for still land."""
+        self.flush()
 
-def _batch(w, kind: str) -> Batch:
-    key = f"tcgen05.{kind}"
-    if w.state.get(key) is None:
-        w.state[key] = Batch(w, key)
-    return w.state[key]
+
+def _stores(w) -> Stores:
+    if w.state.get("tcgen05.st") is None:
+        w.state["tcgen05.st"] = Stores(w)
+    return w.state["tcgen05.st"]
 
 
 def _prepare(k, m):
@@ -176,23 +179,18 @@ def ld(k, instr, m):
         if placed is None:
             return None
         tmem, rows, columns, granules = placed
-        batch = _batch(w, "ld")
-        agent = Agent(op_ident(batch.operation.number), w.clk.copy(), 0, w.pc - 1, False, Addressed(w, w.pc - 1))
+        operation = w.machine.issue(w, "tcgen05.ld", lambda _: None, queue=False)
+        w.state.setdefault("tcgen05.ld", []).append(operation)
+        agent = Agent(op_ident(operation.number), w.clk.copy(), 0, w.pc - 1, False, Addressed(w, w.pc - 1))
         tmem.shadow.read(agent, granules)
-        lock = Lock("tcgen05-order", "tcgen05.wait::ld", batch.operation, batch.flush)
-        for d in outs:
+        values = tmem.data[rows, columns]
+        if pack:
+            values = values[0::2] & np.uint32(0xFFFF) | values[1::2] << np.uint32(16)
+        lock = Lock("tcgen05-order", "tcgen05.wait::ld", operation, soft=True)
+        for d, row in zip(outs, values):
+            w.V["u32"][d][:] = row
             w.locked[d] = lock
             w.init[d] = 0
-
-        def move():
-            values = tmem.data[rows, columns]
-            if pack:
-                values = values[0::2] & np.uint32(0xFFFF) | values[1::2] << np.uint32(16)
-            for d, row in zip(outs, values):
-                w.V["u32"][d][:] = row
-        batch.work.append(move)
-        if w.machine.rng.random() < 0.5:
-            batch.flush()
         return None
     return run
 
@@ -215,7 +213,7 @@ def st(k, instr, m):
         if placed is None:
             return None
         tmem, rows, columns, granules = placed
-        batch = _batch(w, "st")
+        batch = _stores(w)
         agent = Agent(op_ident(batch.operation.number), w.clk.copy(), 0, w.pc - 1, False, Addressed(w, w.pc - 1))
         tmem.shadow.write(agent, granules)
         values = np.stack([w.V["u32"][s] for s in sources])
@@ -241,15 +239,13 @@ def wait(k, instr, m):
     def run(w):
         if not w.converged(instr.text):
             return BLOCK
-        batch = w.state.get(f"tcgen05.{kind}")
-        if batch is None:
+        if kind == "ld":
+            w.free(set(w.state.pop("tcgen05.ld", ())))
             return None
-        batch.flush()
-        w.state[f"tcgen05.{kind}"] = None
-        w.clk.ops |= 1 << batch.operation.number
-        for r in [r for r, lock in w.locked.items() if lock.group is batch.operation]:
-            del w.locked[r]
-            w.init[r] = FULL
+        stores = w.state.pop("tcgen05.st", None)
+        if stores is not None:
+            stores.flush()
+            w.clk.ops |= 1 << stores.operation.number
         return None
     return run
 

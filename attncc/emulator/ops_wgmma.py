@@ -11,7 +11,6 @@ import numpy as np
 
 from attncc.emulator import numerics as nm
 from attncc.emulator.decode import BLOCK, op
-from attncc.emulator.lanes import FULL
 from attncc.emulator.ops_bulk import Addressed, chunk_granules
 from attncc.emulator.ops_mma import BITS, elements, fragment_a
 from attncc.emulator.ptx_parse import Imm, Vec
@@ -118,19 +117,10 @@ def wait(k, instr, m):
         if done:
             own.flush()
             del own.groups[:len(done)]
-            release(w, {g for g in done if g is not None})
+            w.free({g for g in done if g is not None})
+            w.machine.events += 1
         return None
     return run
-
-
-def release(w, finished) -> None:
-    """Unlock the registers of finished groups and learn that they are done."""
-    for operation in finished:
-        w.clk.ops |= 1 << operation.number
-    w.machine.events += 1
-    for register in [r for r, lock in w.locked.items() if lock.group in finished]:
-        del w.locked[register]
-        w.init[register] = FULL
 
 
 def parse_operands(k, instr, m):

@@ -215,29 +215,50 @@ class Warp:
             return
         name = self.prog.names[index]
         owner = self.locked.get(index)
+        if owner is not None and owner.soft:
+            self.settle(owner)
+            return
         if owner is not None:
             self.report(owner.kind, f"{name} read before {owner.until}", first(missing))
         else:
             self.report("uninitialised-register", f"{name} read before any write", first(missing))
         self.init[index] |= self.mi
 
+    def settle(self, lock: Lock) -> None:
+        """A soft-locked register is used: the use counts as the wait."""
+        self.report(lock.kind, f"the result is used without {lock.until}", severity="warning", pc=lock.group.pc)
+        self.free([lock.group])
+
+    def free(self, operations) -> None:
+        """The operations are done for this warp: learn it and unlock their registers."""
+        for operation in operations:
+            self.clk.ops |= 1 << operation.number
+        for register in [r for r, lock in self.locked.items() if lock.group in operations]:
+            del self.locked[register]
+            self.init[register] = FULL
+
     def bad_write(self, index: int) -> None:
         """A register that an asynchronous operation still uses was written."""
         owner = self.locked[index]
+        if owner.soft:
+            self.settle(owner)
+            return
         self.report(owner.kind, f"{self.prog.names[index]} written before {owner.until}", first(self.mi))
 
 
 class Lock:
     """Why a register may not be touched: finding kind and the wait that would free it.
 
-    `flush`, if there is one, brings the value now: a mov may then copy it, and the copy is locked like the original
-    (compilers place such copies before the wait, and ptxas makes them the same register).
+    A soft lock (tcgen05.ld) holds a value already. A mov may copy it, and the copy is locked like the original:
+    compilers place such copies before the wait, and ptxas makes them the same register. Any other use is a warning
+    and counts as the wait: the ISA asks for tcgen05.wait::ld, but ptxas orders register uses after the load, and
+    published kernels rely on it.
     """
 
-    __slots__ = ("kind", "until", "group", "flush")
+    __slots__ = ("kind", "until", "group", "soft")
 
-    def __init__(self, kind: str, until: str, group: object = None, flush=None):
-        self.kind, self.until, self.group, self.flush = kind, until, group, flush
+    def __init__(self, kind: str, until: str, group: object = None, soft: bool = False):
+        self.kind, self.until, self.group, self.soft = kind, until, group, soft
 
 
 class Wait:
