@@ -12,6 +12,7 @@ accumulator the fragment of a left operand (PTX ISA, "Matrix Fragments for mma.m
 
 from dataclasses import dataclass
 
+import cutlass
 from cutlass import Float32, Int32, Int64, cute, range_constexpr
 from cutlass._mlir import ir
 from cutlass._mlir.dialects import llvm
@@ -75,6 +76,11 @@ def start_copy_if(condition, address, pointer, size):
     llvm.inline_asm(None, [x.ir_value() for x in (address, pointer, size, flag)], text, "r,l,r,r", has_side_effects=True)
 
 
+def thread_index():
+    """The thread's number in its block, read where this stands (a copy from before a loop would hold a register through it)."""
+    return Int32(llvm.inline_asm(_i32(), [], "mov.u32 $0, %tid.x;", "=r", has_side_effects=True))
+
+
 def store_shared(address, register):
     text = "st.shared.b32 [$0], $1;"
     llvm.inline_asm(None, [address.ir_value(), register.ir_value()], text, "r,r", has_side_effects=True)
@@ -100,6 +106,16 @@ def store_pair_if(condition, pointer, register):
     text = "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p st.global.b32 [$0], $1; }"
     operands = [pointer, register, arith.select(condition, 1, Int32(0))]
     llvm.inline_asm(None, [x.ir_value() for x in operands], text, "l,r,r", has_side_effects=True)
+
+
+def own_group(threads: int):
+    """The number of this warp's group of `threads` threads, counted from the block's first warp; the same in all lanes."""
+    return cute.arch.make_warp_uniform(arith.floordiv(thread_index(), threads))
+
+
+def own_row(threads: int, rows: int):
+    """The block row of the first element that this thread owns of its group's `rows` rows."""
+    return own_group(threads) * rows + softmax.first_row(thread_index())
 
 
 # ------------------------------------------------------------------------------------------------------- shared tiles
@@ -155,14 +171,14 @@ def lane_offsets(tile, row, side):
 
 def rows_of_lanes(tile, thread):
     """Each lane's row for fragments of 16 rows x 16 columns taken as they lie (a left operand, or transposed a right one)."""
-    lane = thread % WARP
-    return lane_offsets(tile, lane % 16, lane // 16)
+    lane = thread & (WARP - 1)
+    return lane_offsets(tile, lane & 15, lane >> 4)
 
 
 def columns_of_lanes(tile, thread):
     """Each lane's row for fragments of a right operand whose rows are the product's columns."""
-    lane = thread % WARP
-    return lane_offsets(tile, lane % 8 + (lane // 16) * 8, (lane // 8) % 2)
+    lane = thread & (WARP - 1)
+    return lane_offsets(tile, (lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1)
 
 
 def fragment_address(tile, lanes, block: int, pair: int, base):
@@ -176,27 +192,30 @@ def fragment_address(tile, lanes, block: int, pair: int, base):
 
 @dataclass(frozen=True)
 class Part:
-    """One thread's part in moving tiles between shared memory and a (rows, columns) slice of global memory, row by row of threads.
+    """Tiles of a (rows, columns) slice of global memory that `threads` threads move, row by row of threads.
 
-    `pointer`: the thread's first chunk in row 0, as a byte address; `pitch`: bytes from row to row; `row`, `chunk`: the thread's place
-    in a tile; `limit`: rows that exist; `chunks`: chunks of a row that exist; `step`: rows that all threads move together.
+    `pointer`: the byte address of row 0; `pitch`: bytes from row to row; `limit`: rows that exist; `chunks`: chunks of a row that exist.
     """
 
     pointer: Int64
     pitch: Int64
-    row: Int32
-    chunk: Int32
     limit: Int32
     chunks: int
-    step: int
+    threads: int
+
+    def place(self, tile):
+        """This thread's row and chunk in a panel. Read anew by each move, so that no register holds them in between."""
+        thread = thread_index() & (self.threads - 1)
+        return arith.floordiv(thread, tile.width), arith.floormod(thread, tile.width)
+
+    def step(self, tile) -> int:
+        """Rows that all threads move together."""
+        return self.threads // tile.width
 
 
-def part(matrix, limit, dim: int, tile, thread, threads: int):
-    """The part of `thread` of `threads` in moving tiles of `matrix` (limit rows, dim; any row stride) to or from `tile`."""
-    row, chunk = thread // tile.width, thread % tile.width
-    pitch = Int64(matrix.stride[0]) * 2
-    pointer = Int64(matrix.iterator.toint()) + Int64(row) * pitch + Int64(chunk) * CHUNK
-    return Part(pointer, pitch, row, chunk, limit, dim // ELEMENTS, threads // tile.width)
+def part(matrix, limit, dim: int, threads: int):
+    """How `threads` threads move tiles of `matrix` (limit rows, dim columns; any row stride)."""
+    return Part(Int64(matrix.iterator.toint()), Int64(matrix.stride[0]) * 2, limit, dim // ELEMENTS, threads)
 
 
 def next_stage(offset, size: int, stages: int):
@@ -209,22 +228,22 @@ def next_stage(offset, size: int, stages: int):
 def copy_tile(tile, boxes: int, part, number, offset):
     """Starts the copies of tile `number`, of boxes * tile.rows rows, to `offset` bytes into the ring. Rows past the matrix's end and
     columns past its dim become zeros. Consecutive boxes are `tile.stride` bytes apart."""
-    rows, step = boxes * tile.rows, part.step
+    rows, step = boxes * tile.rows, part.step(tile)
+    row, chunk = part.place(tile)
     first = Int32(number) * rows
-    left = part.limit - first - part.row
-    pointer = part.pointer + Int64(first) * part.pitch
-    place = tile.address + offset + _box_offset(tile, part.row, step)
-    place = place + ((scramble(part.row, tile.width) ^ part.chunk) << 4)
+    left = part.limit - first - row
+    pointer = part.pointer + Int64(first) * part.pitch + (Int64(row) * part.pitch + Int64(chunk * CHUNK))
+    place = tile.address + offset + _box_offset(tile, row, step) + ((scramble(row, tile.width) ^ chunk) << 4)
     for m in range(-(-rows // step)):
         row_size = arith.select(left > m * step, 16, Int32(0))
         shift = _shift(tile, m * step, step)
         for j in range(tile.panels):
             size = row_size
             if tile.width * (j + 1) > part.chunks:
-                size = arith.select(part.chunk + tile.width * j < part.chunks, row_size, Int32(0))
+                size = arith.select(chunk + tile.width * j < part.chunks, row_size, Int32(0))
             arguments = (place + (shift + j * tile.panel_bytes), pointer + j * tile.row_bytes, size)
             if (m + 1) * step > rows:
-                start_copy_if(part.row + m * step < rows, *arguments)
+                start_copy_if(row + m * step < rows, *arguments)
             else:
                 start_copy(*arguments)
         pointer = pointer + part.pitch * step
@@ -234,7 +253,7 @@ def _box_offset(tile, row, step: int):
     """Bytes from the first box to `row`, one of the first `step` rows."""
     if step <= tile.rows:
         return row * tile.row_bytes
-    return (row // tile.rows) * tile.stride + (row % tile.rows) * tile.row_bytes
+    return arith.floordiv(row, tile.rows) * tile.stride + arith.floormod(row, tile.rows) * tile.row_bytes
 
 
 def _shift(tile, rows: int, step: int) -> int:
@@ -244,38 +263,42 @@ def _shift(tile, rows: int, step: int) -> int:
 
 def store_tile(tile, box, part, first_row):
     """Writes the rows of box `box` of a shared tile to the matrix's rows from `first_row` on, as far as they exist."""
-    pointer = part.pointer + Int64(first_row) * part.pitch
-    left = part.limit - first_row - part.row
-    for m in range(tile.rows // part.step):
-        row = part.row + m * part.step
-        place = tile.address + box * tile.stride + row * tile.row_bytes + ((scramble(row, tile.width) ^ part.chunk) << 4)
+    step = part.step(tile)
+    row, chunk = part.place(tile)
+    left = part.limit - first_row - row
+    pointer = part.pointer + Int64(first_row + row) * part.pitch + Int64(chunk * CHUNK)
+    for m in range(tile.rows // step):
+        down = row + m * step
+        place = tile.address + box * tile.stride + down * tile.row_bytes + ((scramble(down, tile.width) ^ chunk) << 4)
         for j in range(tile.panels):
-            exists = left > m * part.step
+            exists = left > m * step
             if tile.width * (j + 1) > part.chunks:
-                exists = exists & (part.chunk + tile.width * j < part.chunks)
+                exists = exists & (chunk + tile.width * j < part.chunks)
             store_chunk_if(exists, pointer + j * tile.row_bytes, load_shared_chunk(place + j * tile.panel_bytes))
-        pointer = pointer + part.pitch * part.step
+        pointer = pointer + part.pitch * step
 
 
-def store_registers(matrix, accumulator, dim: int, dtype, first_row, thread):
-    """Writes an accumulator, rounded, to the matrix's rows from `first_row` (the thread's) on: two columns at a time."""
+def store_registers(matrix, accumulator, dim: int, dtype, first_row, limit):
+    """Writes an accumulator, rounded, to the matrix's rows from `first_row` (the thread's) to `limit`: two columns at a time."""
     cells = softmax.cells(accumulator)
+    thread = thread_index()
     pitch = Int64(matrix.stride[0]) * 2
     pointer = Int64(matrix.iterator.toint()) + Int64(first_row) * pitch + Int64(softmax.first_column(thread)) * 2
     for r in range(cute.size(cells, mode=[0])):
         row = softmax.row_offset(r)
-        exists = first_row + row < Int32(matrix.shape[0])
+        exists = first_row + row < limit
         for c in range(0, cute.size(cells, mode=[1]), 2):
             column = softmax.column_offset(c)
             if column < dim:
                 store_pair_if(exists, pointer + pitch * row + 2 * column, pack(cells[r, c], cells[r, c + 1], dtype))
 
 
-def stage_rows(tile, box, accumulator, dtype, thread):
+def stage_rows(tile, box, accumulator, dtype):
     """Writes an accumulator, rounded, to box `box` of a shared tile."""
     cells = softmax.cells(accumulator)
+    thread = thread_index()
     row = softmax.first_row(thread)
-    place = tile.address + box * tile.stride + row * tile.row_bytes + (thread % 4) * 4
+    place = tile.address + box * tile.stride + row * tile.row_bytes + (thread & 3) * 4
     for c in range(0, cute.size(cells, mode=[1]), 2):
         panel, chunk = divmod(c // 2, tile.width)
         for r in range(cute.size(cells, mode=[0])):
@@ -304,14 +327,21 @@ def register_operand(rows: int, cols: int, dtype):
 
 
 @cute.jit
-def rescale(cells, factor):
-    """Row r of an accumulator's `cells` times `factor[r]`, skipped by warps in which every factor is 1: after the first tiles of a row
-    its maximum seldom moves."""
+def rescale_where_needed(cells, factor):
+    """Row r of an accumulator's `cells` times `factor[r]`, left out by warps in which every factor is 1: after the first tiles of a row
+    its maximum seldom moves. (A loop that runs once or not at all: a plain branch would become predicated multiplications.)"""
     moved = factor[0] != 1.0
     for r in range_constexpr(1, cute.size(factor)):
         moved = moved | (factor[r] != 1.0)
-    if cute.arch.vote_any_sync(moved):
+    for _ in cutlass.range(any_lane(moved), unroll=1):
         softmax.rescale(cells, factor)
+
+
+def any_lane(condition):
+    """1 when `condition` holds in some lane of the warp, else 0; nothing the compiler can see through."""
+    text = "{ .reg .pred p; .reg .pred q; setp.ne.b32 p, $1, 0; vote.sync.any.pred q, p, -1; selp.b32 $0, 1, 0, q; }"
+    flag = arith.select(condition, 1, Int32(0))
+    return Int32(llvm.inline_asm(_i32(), [flag.ir_value()], text, "=r,r", has_side_effects=True))
 
 
 def multiply_shared(result, left, left_lanes, box, right, right_lanes, offset, accumulate: bool, dtype):

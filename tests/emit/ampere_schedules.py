@@ -38,6 +38,9 @@ def ampere_dense(
     kind: str = "softmax",
     staged: bool = True,
     peel: bool = False,
+    convert_first: bool = False,
+    slack: float = 0.0,
+    seldom: bool = False,
     blocks_per_sm: int = 1,
     **attention,
 ) -> Schedule:
@@ -47,7 +50,7 @@ def ampere_dense(
     scale = dim_qk**-0.5 * (LOG2_E if kind == "softmax" else 1.0)
     program = Attention("hand", *heads, dim_qk, dim_v, dtype, score=mul(var("qk", "float"), const(1.0)), mask=mask, **attention)
     rows = tile_m // warps
-    body = (_One if stages == 1 else _Two)(mask, score, kind, scale, staged, peel)
+    body = (_One if stages == 1 else _Two)(mask, score, kind, scale, staged, peel, convert_first, slack, seldom)
     buffers = _buffers(padded(dim_qk), padded(dim_v), tile_m, tile_n, rows, stages, dtype, staged)
     channels = tuple(Channel(n, "cp_async", n, s, "compute", "compute", 0, 0) for n, s in (("Q", 1), ("K", stages), ("V", stages)))
     role = Role("compute", 0, warps, warps, rows, None, (*body.begin(), *_counts(mask, tile_m, tile_n), *body.main()))
@@ -88,10 +91,11 @@ def _counts(mask: Expr, tile_m: int, tile_n: int) -> tuple[Let, ...]:
 class _Body:
     """What both orders of copies share."""
 
-    def __init__(self, mask, score, kind, scale, staged, peel):
+    def __init__(self, mask, score, kind, scale, staged, peel, convert_first, slack, seldom):
         self.mask = IN_RANGE if mask is TRUE else apply("and", mask, IN_RANGE)
         self.score = () if score is None else (Score("S", score),)
         self.kind, self.scale, self.staged, self.peel = kind, scale, staged, peel
+        self.convert_first, self.slack, self.seldom = convert_first, slack, seldom
         self.qk = Mma("S", "Q", "K", True, False, False)
         self.pv = Mma("O", "P", "V", False, True, False)
 
@@ -105,8 +109,9 @@ class _Body:
         mask = (Mask("S", self.mask),) if partial else ()
         if self.kind != "softmax":
             return (*self.score, *mask, Weights("S", "S", self.kind, self.scale), Convert("P", "S"))
-        step = SoftmaxStep("S", "row_max", "row_sum", "correction", self.scale, first, True)
-        return (*self.score, *mask, step, *(() if first else (Rescale("O", "correction"),)), Convert("P", "S"))
+        step = SoftmaxStep("S", "row_max", "row_sum", "correction", self.scale, first, True, self.slack)
+        rescale, convert = () if first else (Rescale("O", "correction", self.seldom),), (Convert("P", "S"),)
+        return (*self.score, *mask, step, *((*convert, *rescale) if self.convert_first else (*rescale, *convert)))
 
     def main(self):
         first = self.round(ZERO, True, True) if self.peel else ()
