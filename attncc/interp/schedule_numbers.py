@@ -138,6 +138,7 @@ def _softmax_step(n: Numbers, i: int, op: l3.SoftmaxStep, env) -> None:
     new = s.amax(-1, keepdim=True)
     if not op.first:
         new = torch.maximum(new, r[op.row_max])
+        new = torch.where(op.multiplier * (new - r[op.row_max]) <= op.slack, r[op.row_max], new) if op.slack else new
     base = torch.where(new == -INFINITY, 0.0, new) if op.guard else new
     r[op.scores] = weights = torch.exp2(op.multiplier * (s - base))
     total = weights.sum(-1, keepdim=True)
@@ -177,16 +178,16 @@ def _finalize(n: Numbers, i: int, op: Finalize, env) -> None:
         r[op.accumulator] = r[op.accumulator] * scale
         r[LSE] = torch.full_like(r[op.accumulator][..., :1], -INFINITY)
         return
-    total, base = r[ROW_SUM], math.log(2.0) * op.multiplier * r[ROW_MAX]
-    empty = total == 0
-    accumulator = r[op.accumulator]
+    total, accumulator = r[ROW_SUM], r[op.accumulator]
+    base = torch.where(total == 0, 0.0, math.log(2.0) * op.multiplier * r[ROW_MAX])
     if op.sink is not None:
         sink = n.value(op.sink, env).expand(base.shape)
-        top = torch.where(empty, 0.0, torch.maximum(base, sink))
-        factor = torch.exp(base - top)
+        top = torch.where((total == 0) | (sink > base), sink, base)
+        top = torch.where(top == -INFINITY, 0.0, top)
+        factor = torch.where(total == 0, 0.0, torch.exp(base - top))
         accumulator, total, base = accumulator * factor, total * factor + torch.exp(sink - top), top
-    r[op.accumulator] = torch.where(empty, 0.0, accumulator / torch.where(empty, 1.0, total))
-    r[LSE] = torch.where(empty, -INFINITY, base + torch.log(total))
+    r[op.accumulator] = torch.where(total == 0, 0.0, accumulator / torch.where(total == 0, 1.0, total))
+    r[LSE] = torch.where(total == 0, -INFINITY, base + torch.log(total))
 
 
 def _store(n: Numbers, i: int, op: Store, env) -> None:

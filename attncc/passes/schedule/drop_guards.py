@@ -11,14 +11,15 @@ from __future__ import annotations
 import dataclasses
 
 from attncc.ir import schedule as l3
-from attncc.ir.expr import FLOAT, Expr, apply, conjuncts, var, walk
+from attncc.ir.expr import FLOAT, ONE, Expr, apply, conjuncts, sub, substitute, var, walk
 from attncc.ir.schedule_ops import compute_role, operations, replace_role
 from attncc.ir.tile import Mask, Score
 from attncc.targets import Target
 
 WILD = frozenset({"div", "pow", "exp", "exp2", "log", "log2", "sqrt"})
 """Operators whose result may be infinite for finite arguments."""
-END = apply("lt", var("kv_idx"), var("seq_kv"))
+ENDS = (apply("lt", var("kv_idx"), var("seq_kv")), apply("le", var("kv_idx"), sub(var("seq_kv"), ONE)))
+"""Masks that only cut off positions past the last key."""
 
 
 def drop_guards(schedule: l3.Schedule, target: Target) -> l3.Schedule:
@@ -27,22 +28,22 @@ def drop_guards(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     lets = {op.name: op.expr for op in operations(role.body) if hasattr(op, "name") and hasattr(op, "expr")}
     if not all(is_finite(op.expr, lets) for op in operations(role.body) if isinstance(op, Score)):
         return schedule
-    body, _ = _drop(role.body, False)
+    body, _ = _drop(role.body, False, lets)
     return replace_role(schedule, role, body=body)
 
 
-def _drop(body: tuple, seen: bool) -> tuple[tuple, bool]:
+def _drop(body: tuple, seen: bool, lets: dict[str, Expr]) -> tuple[tuple, bool]:
     """`body` without needless guards, and whether every row has a key after it; `seen`: whether it has one before."""
     out, open_mask = [], False
     for op in body:
         if isinstance(op, Mask):
-            open_mask = open_mask or any(c is not END for c in conjuncts(op.expr))
+            open_mask = open_mask or any(substitute(c, lets) not in ENDS for c in conjuncts(op.expr))
         elif isinstance(op, l3.SoftmaxStep):
             safe = seen or not open_mask
             op = dataclasses.replace(op, guard=not safe)
             seen, open_mask = safe, False
         elif isinstance(op, (l3.If, l3.For)):
-            inner, _ = _drop(op.body, seen)
+            inner, _ = _drop(op.body, seen, lets)
             op = dataclasses.replace(op, body=inner)
         out.append(op)
     return tuple(out), seen

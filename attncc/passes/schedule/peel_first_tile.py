@@ -20,6 +20,7 @@ import dataclasses
 from attncc.ir import schedule as l3
 from attncc.ir.expr import ONE, ZERO, Expr, add, apply, minimum, select, substitute, var
 from attncc.ir.schedule_ops import compute_role, operations, remark, replace_role, rewrite
+from attncc.ir.simplify import simplify
 from attncc.ir.tile import Let, Mask
 from attncc.passes.schedule.bounds import largest
 from attncc.targets import Target
@@ -71,7 +72,7 @@ def _first(loops: tuple[l3.For, ...], body: tuple) -> tuple:
 
 def _tile(loop: l3.For) -> Expr:
     """The index of the first tile of a loop."""
-    return substitute(loop.body[0].expr, {loop.counter: ZERO})
+    return simplify(substitute(loop.body[0].expr, {loop.counter: ZERO}))
 
 
 def _rest(loops: tuple[l3.For, ...], bounds: dict[str, Expr]) -> tuple[tuple, tuple]:

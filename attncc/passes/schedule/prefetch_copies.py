@@ -16,6 +16,7 @@ import dataclasses
 from attncc.ir import schedule as l3
 from attncc.ir.expr import ONE, ZERO, Expr, add, any_of, apply, select, substitute, var
 from attncc.ir.schedule_ops import compute_role, replace_role
+from attncc.ir.simplify import simplify
 from attncc.ir.tile import Let, Mask, Score
 from attncc.targets import Target
 
@@ -54,7 +55,7 @@ def _from(loops: tuple[l3.For, ...], start: int) -> tuple[Expr, Expr]:
     more = any_of(*(apply("lt", loop.begin, loop.end) for loop in rest))
     tile: Expr = ZERO
     for loop in reversed(rest):
-        first = substitute(loop.body[0].expr, {loop.counter: loop.begin})
+        first = simplify(substitute(loop.body[0].expr, {loop.counter: loop.begin}))
         tile = first if loop is rest[-1] else select(apply("lt", loop.begin, loop.end), first, tile)
     return more, tile
 
@@ -64,7 +65,7 @@ def _loop(loops: tuple[l3.For, ...], i: int) -> l3.For:
     loop = loops[i]
     following = add(var(loop.counter), ONE)
     here = apply("lt", following, loop.end)
-    tile = substitute(loop.body[0].expr, {loop.counter: following})
+    tile = simplify(substitute(loop.body[0].expr, {loop.counter: following}))
     if i + 1 < len(loops):
         more, other = _from(loops, i + 1)
         here, tile = any_of(here, more), select(here, tile, other)
