@@ -1,0 +1,12 @@
+"""The interpreters work on many small tensors: one thread each is faster than all of them sharing the cores."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
