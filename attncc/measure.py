@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from attncc.explain.work import Shape
+from attncc.explain.work import Shape, kept_pairs
 from attncc.interp.data import make_inputs
-from attncc.interp.evaluate import evaluate
 from attncc.interp.reference import reference
 from attncc.interp.run_attention import run_attention
 from attncc.ir.attention import Attention
@@ -140,25 +139,3 @@ def seconds_of(call, device: torch.device, repeats: int = 20, least: float = 0.0
 def flops_of(a: Attention, q: torch.Tensor, k: torch.Tensor, inputs: dict) -> int:
     """Flops of both products over the pairs that the mask keeps, as every paper on attention counts them."""
     return 2 * kept_pairs(a, q.shape[0], q.shape[1], k.shape[1], inputs) * (a.dim_qk + a.dim_v)
-
-
-def kept_pairs(a: Attention, batch: int, seq_q: int, seq_kv: int, inputs: dict, rows: int = 512) -> int:
-    """Query-key pairs that the mask keeps, over all batch entries and heads; a strip of `rows` queries at a time."""
-    tensors = {t.name: inputs[t.name].cpu() for t in a.tensors}
-    h = torch.arange(a.heads_q).view(1, -1, 1, 1)
-    env = {
-        "batch": batch,
-        "seq_q": seq_q,
-        "seq_kv": seq_kv,
-        "off": seq_kv - seq_q,
-        "b": torch.arange(batch).view(-1, 1, 1, 1),
-    }
-    env |= {"h": h, "hkv": h // a.group, "kv_idx": torch.arange(seq_kv).view(1, 1, 1, -1)}
-    env |= {s.name: inputs[s.name] for s in a.scalars}
-    total = 0
-    for first in range(0, seq_q, rows):
-        q_idx = torch.arange(first, min(first + rows, seq_q)).view(1, 1, -1, 1)
-        kept = evaluate(a.mask, {**env, "q_idx": q_idx}, tensors, valid=torch.tensor(False))
-        whole = batch * a.heads_q * q_idx.numel() * seq_kv
-        total += int(kept.sum()) * (whole // kept.numel()) if kept.numel() else 0
-    return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attncc.explain.work import LIMIT_NAMES, Shape, Work, limits, scaled, share, work
+from attncc.explain.work import Shape, Work, predict, scaled, share, work
 from attncc.formats import bytes_of
 from attncc.ir.attention import Attention
 from attncc.ir.schedule import Schedule
@@ -11,6 +11,13 @@ from attncc.ir.tile import TileProgram
 from attncc.stages import LEVELS, PassStep, Stages
 
 WIDTH = 100
+LIMITS = {
+    "tensor": "the matrix units",
+    "special": "the special-function unit",
+    "issue": "instruction issue",
+    "shared": "shared memory",
+}
+UNITS = {unit: f"of {name}" for unit, name in LIMITS.items()}
 
 
 def report(stages: Stages, shape: Shape) -> str:
@@ -98,15 +105,17 @@ def _classes(program: TileProgram, shape: Shape, done: Work) -> str:
 
 
 def _bounds(stages: Stages, shape: Shape, done: Work) -> str:
-    times = limits(done, stages.target)
-    worst = max(times, key=times.get)
+    e = predict(stages.schedule, stages.target, shape, done)
     lines = [
-        f"flops          {scaled(done.flops, 'flop')} in the tiles that run",
-        f"bytes          {scaled(done.moved, 'B')} loaded and stored, {scaled(done.least, 'B')} is the least",
-        f"intensity      {done.flops / max(1, done.least):.0f} flop a byte at the least",
+        f"flops      {scaled(done.flops, 'flop')} for the {share(done.kept, done.run)} of the pairs in running tiles that are kept",
+        f"bytes      {scaled(done.moved, 'B')} between the SMs and the L2 cache; {scaled(done.least, 'B')} is the least from memory",
+        f"I/O bound  {1e6 * done.least / (stages.target.rates.dram_gbps * 1e9):.1f} us at {stages.target.rates.dram_gbps:.0f} GB/s",
+        f"blocks     {e.blocks}, {e.blocks_per_sm} at a time on each of {stages.target.rates.sms} SMs",
         *(
-            f"{LIMIT_NAMES[u]:<22} {1e6 * t:10.1f} us{'   <- the limit' if u == worst else ''}"
-            for u, t in times.items()
+            f"{'cycles' if not i else '':<10} {getattr(e.period, unit):8.0f} {what}"
+            for i, (unit, what) in enumerate(UNITS.items())
         ),
+        f"{'':<10} {e.period.total:8.0f} for one key tile of a block, with what cannot overlap",
+        f"predicted  {1e6 * e.seconds:.1f} us, {e.tflops:.0f} TFLOP/s, limited by {LIMITS.get(e.limit, e.limit)}",
     ]
-    return _section(f"work and limits on {stages.target.title}", lines)
+    return _section(f"work and limits on {stages.target.title} (a model: {stages.target.rates.source})", lines)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from attncc.formats import bytes_of
 from attncc.interp.data import make_inputs
+from attncc.interp.evaluate import evaluate
 from attncc.interp.tile_classes import EMPTY, FULL, PARTIAL, tile_classes
 from attncc.ir import tile as l2
 from attncc.ir.attention import Attention
-from attncc.ir.expr import Expr, tensors, walk
+from attncc.ir.expr import tensors
+from attncc.ir.schedule import Schedule
 from attncc.targets import Target
-
-LIMIT_NAMES = {"tensor": "the matrix units", "mufu": "the exponential unit", "dram": "the memory's bandwidth"}
+from attncc.targets.fit import Tiles
+from attncc.targets.model import Estimate, estimate
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,8 @@ class Work:
     """Counts for one call.
 
     empty, partial, full    key tiles skipped, run with the mask, run without
-    kept                    query-key pairs in tiles that are run; `kept_cells` of them are not masked (None when not counted)
-    flops                   of both products over the tiles that are run, a multiplication and an addition counted as two
-    exponentials            scores that go through the reduction
+    kept, run               query-key pairs that the mask keeps, and those in tiles that are run
+    flops                   of both products over the kept pairs, a multiplication and an addition counted as two
     moved                   bytes loaded and stored by the main kernel, every visited key tile counted
     least                   bytes of q, k, v, out, lse and the tensors once: no kernel moves less
     """
@@ -50,9 +53,9 @@ class Work:
     empty: int
     partial: int
     full: int
-    pairs: int
+    kept: int
+    run: int
     flops: int
-    exponentials: int
     moved: int
     least: int
 
@@ -70,6 +73,7 @@ def work(program: l2.TileProgram, shape: Shape, inputs: dict | None = None) -> W
     count = {c: int((classes == c).sum()) for c in (EMPTY, PARTIAL, FULL)}
     visited = count[PARTIAL] + count[FULL]
     cells = visited * program.tile_m * program.tile_n
+    kept = kept_pairs(a, shape.batch, shape.seq_q, shape.seq_kv, inputs)
     size = bytes_of(a.dtype)
     operands = size * shape.batch * (
         shape.seq_q * a.heads_q * (a.dim_qk + a.dim_v) + shape.seq_kv * a.heads_kv * (a.dim_qk + a.dim_v)
@@ -81,9 +85,9 @@ def work(program: l2.TileProgram, shape: Shape, inputs: dict | None = None) -> W
         empty=count[EMPTY],
         partial=count[PARTIAL],
         full=count[FULL],
-        pairs=cells,
-        flops=2 * cells * (a.dim_qk + a.dim_v),
-        exponentials=cells * (1 + special_functions(a.score)),
+        kept=kept,
+        run=cells,
+        flops=2 * kept * (a.dim_qk + a.dim_v),
         moved=q_side + visited * program.tile_n * size * (a.dim_qk + a.dim_v) + element_loads(program, count),
         least=operands + lse + extra,
     )
@@ -95,18 +99,6 @@ def example_inputs(a: Attention, shape: Shape) -> dict:
 
     small = dataclasses.replace(a, heads_q=1, heads_kv=1, dim_qk=1, dim_v=1) if not a.tensors and not a.scalars else a
     return make_inputs(small, shape.batch, shape.seq_q, shape.seq_kv)[3]
-
-
-def special_functions(expr: Expr) -> int:
-    """Operations of `expr` that the special-function unit computes once for every score."""
-    costly = {"exp", "exp2", "log", "log2", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos", "pow"}
-    return sum(1 for n in walk(expr) if n.op in costly and "kv_idx" in _leaves(n))
-
-
-def _leaves(expr: Expr) -> set[str]:
-    return {n.value for n in walk(expr) if n.op == "var"} | (
-        {"kv_idx"} if any(n.value == "qk" for n in walk(expr)) else set()
-    )
 
 
 def element_loads(program: l2.TileProgram, count: dict[int, int]) -> int:
@@ -125,15 +117,42 @@ def element_loads(program: l2.TileProgram, count: dict[int, int]) -> int:
     return total
 
 
-def limits(done: Work, target: Target) -> dict[str, float]:
-    """Seconds that each unit of the target needs for the work, if it did nothing else."""
-    r = target.rates
-    chip = r.sms * r.clock_ghz * 1e9
-    return {
-        "tensor": done.flops / (chip * r.tensor_flops * r.tensor_share),
-        "mufu": done.exponentials / (chip * r.mufu),
-        "dram": done.least / (r.dram_gbps * 1e9),
+def kept_pairs(a: Attention, batch: int, seq_q: int, seq_kv: int, inputs: dict, rows: int = 512) -> int:
+    """Query-key pairs that the mask keeps, over all batch entries and heads; a strip of `rows` queries at a time."""
+    tensors = {t.name: inputs[t.name].cpu() for t in a.tensors}
+    h = torch.arange(a.heads_q).view(1, -1, 1, 1)
+    env = {
+        "batch": batch,
+        "seq_q": seq_q,
+        "seq_kv": seq_kv,
+        "off": seq_kv - seq_q,
+        "b": torch.arange(batch).view(-1, 1, 1, 1),
     }
+    env |= {"h": h, "hkv": h // a.group, "kv_idx": torch.arange(seq_kv).view(1, 1, 1, -1)}
+    env |= {s.name: inputs[s.name] for s in a.scalars}
+    total = 0
+    for first in range(0, seq_q, rows):
+        q_idx = torch.arange(first, min(first + rows, seq_q)).view(1, 1, -1, 1)
+        kept = evaluate(a.mask, {**env, "q_idx": q_idx}, tensors, valid=torch.tensor(False))
+        whole = batch * a.heads_q * q_idx.numel() * seq_kv
+        total += int(kept.sum()) * (whole // kept.numel()) if kept.numel() else 0
+    return total
+
+
+def tiles_of(schedule: Schedule) -> Tiles:
+    """The shape of a kernel as the resource model takes it."""
+    worker = next(r for r in schedule.roles if r.rows_per_group)
+    stages = next((c.stages for c in schedule.channels if c.name == "K"), 1)
+    return Tiles(schedule.tile_m, schedule.tile_n, worker.groups, worker.rows_per_group, stages)
+
+
+def predict(schedule: Schedule, target: Target, shape: Shape, done: Work) -> Estimate:
+    """The resource model's prediction for a call."""
+    a = schedule.attention
+    cells = shape.batch * a.heads_q * shape.seq_q * shape.seq_kv
+    visited = (done.partial + done.full) // max(1, shape.batch * a.heads_q)
+    kept = done.kept / cells if cells else 0.0
+    return estimate(a, target, tiles_of(schedule), shape.batch, shape.seq_q, shape.seq_kv, kept, visited)
 
 
 def share(part: int, whole: int) -> str:

@@ -34,6 +34,7 @@ LAYERS = (
 
 HEAVY = ("torch", "cutlass", "tvm_ffi", "cuda")
 HEAVY_ALLOWED = (
+    "attncc.explain",
     "attncc.interp", "attncc.device", "attncc.runtime", "attncc.emulator", "attncc.driver", "attncc.fuzz", "attncc.bench", "attncc.measure",
     "attncc.commands",
 )  # fmt: skip

@@ -42,7 +42,7 @@ def test_explain_prints_each_level(attncc, stage, marker):
 def test_explain_reports(attncc):
     r = attncc("explain", "little.attn", "--shape", "2x300x500")
     assert r.status == 0
-    for part in ("passes", "schedule for", "batch 2, 300 queries, 500 keys", "skipped", "flops", "<- the limit"):
+    for part in ("passes", "schedule for", "batch 2, 300 queries, 500 keys", "skipped", "flops", "predicted"):
         assert part in r.out
 
 
