@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from attncc.interp.evaluate import evaluate
+from attncc.interp.guarded import UNUSED, evaluate_everywhere
 from attncc.interp.tile_classes import check_visits, table_tensors, tile_environment
 from attncc.ir import tile as ir
 from attncc.ir.expr import Expr
@@ -41,7 +42,7 @@ def run_tile(
     round_weights  round the weights to the attention's dtype before the second matmul, as the kernels do
     check          raise AssertionError if a key tile is visited twice, a skipped tile holds a kept cell, or a tile of a
                    full segment a masked one
-    strict         every tensor index must be in range at every position, masked and padded ones too (as after guard_loads)
+    strict         every tensor index must be in range at every position, masked and padded ones too (true after guard_loads)
     """
     machine = _Machine.make(program, q, k, v, inputs or {}, dtype, round_weights, strict)
     if check:
@@ -125,8 +126,9 @@ class _Machine:
         self.env = outer
 
     def value(self, expr: Expr) -> torch.Tensor:
-        valid = None if self.strict else torch.tensor(False)
-        return evaluate(expr, self.env, self.tensors, valid=valid, dtype=self.dtype)
+        if self.strict:
+            return evaluate_everywhere(expr, self.env, self.tensors, self.dtype)
+        return evaluate(expr, self.env, self.tensors, valid=UNUSED, dtype=self.dtype)
 
     def step(self, op: ir.Op) -> None:
         getattr(self, f"do_{type(op).__name__.lower()}")(op)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from attncc.interp.evaluate import evaluate
+from attncc.interp.guarded import UNUSED, evaluate_everywhere
 from attncc.interp.schedule_machine import Worker
 from attncc.interp.tile_classes import table_tensors, tile_environment
 from attncc.ir import schedule as l3
@@ -18,7 +19,6 @@ from attncc.ir.attention import Attention
 from attncc.ir.expr import Expr
 from attncc.ir.tile import ColLet, Let, RowLet
 
-UNUSED = torch.tensor(False)
 MOST_ITERATIONS = 1 << 16
 
 
@@ -42,8 +42,9 @@ class Call:
 
     def value(self, expr: Expr, env: dict[str, object]) -> torch.Tensor:
         """`expr` with the variables of `env` (which includes the call's)."""
-        valid = None if self.strict else UNUSED
-        return evaluate(expr, env, self.tensors, valid=valid, dtype=self.dtype)
+        if self.strict:
+            return evaluate_everywhere(expr, env, self.tensors, self.dtype)
+        return evaluate(expr, env, self.tensors, valid=UNUSED, dtype=self.dtype)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from attncc.interp.evaluate import evaluate
+from attncc.interp.guarded import UNUSED
 from attncc.ir import tile as ir
 from attncc.ir.attention import Attention
 from attncc.ir.expr import Expr
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
-_UNUSED = torch.tensor(False)
 
 
 def tile_environment(program: ir.TileProgram, batch: int, seq_q: int, seq_kv: int, inputs: dict[str, object]):
@@ -66,12 +66,12 @@ def _visited(program: ir.TileProgram, env, tensors) -> torch.Tensor:
     here = dict(env, q_tile=torch.arange(shape[2]).view(1, 1, -1, 1, 1))
     lets = [op for op in program.prologue if isinstance(op, ir.Let)]
     for op in lets:
-        here[op.name] = evaluate(op.expr, here, tensors, valid=_UNUSED)
+        here[op.name] = evaluate(op.expr, here, tensors, valid=UNUSED)
     for segment in program.segments:
-        count = evaluate(segment.count, here, tensors, valid=_UNUSED)
+        count = evaluate(segment.count, here, tensors, valid=UNUSED)
         steps = int(count.max()) if count.numel() else 0
         t = torch.arange(steps).view(1, 1, 1, 1, -1)
-        tile = evaluate(segment.tile, dict(here, t=t), tensors, valid=_UNUSED)
+        tile = evaluate(segment.tile, dict(here, t=t), tensors, valid=UNUSED)
         live = (t < count).expand(*shape[:3], 1, steps)[..., 0, :]
         tile = tile.expand(*shape[:3], 1, steps)[..., 0, :]
         if bool((live & ((tile < 0) | (tile >= shape[3]))).any()):
@@ -91,7 +91,7 @@ def _dense(program: ir.TileProgram, env, tensors) -> torch.Tensor:
     grid = dict(env, q_idx=torch.arange(seq_q).view(1, 1, -1, 1), kv_idx=torch.arange(seq_kv).view(1, 1, 1, -1))
     for name in ("b", "h", "hkv"):
         grid[name] = env[name][..., 0]
-    kept = evaluate(a.mask, grid, tensors, valid=_UNUSED).expand(env["batch"], a.heads_q, seq_q, seq_kv)
+    kept = evaluate(a.mask, grid, tensors, valid=UNUSED).expand(env["batch"], a.heads_q, seq_q, seq_kv)
     pad = (0, env["kv_tiles"] * n - seq_kv, 0, env["q_tiles"] * m - seq_q)
     cut = (env["batch"], a.heads_q, env["q_tiles"], m, env["kv_tiles"], n)
     some = torch.nn.functional.pad(kept, pad, value=False).reshape(cut).any(5).any(3)
@@ -120,7 +120,7 @@ def table_tensors(program: ir.TileProgram, env, tensors) -> dict[str, torch.Tens
 
 
 def _grid_value(expr: Expr, grid, tensors, shape) -> torch.Tensor:
-    return evaluate(expr, grid, tensors).expand(shape)
+    return evaluate(expr, grid, tensors, valid=UNUSED).expand(shape)
 
 
 def _summary(program: ir.TileProgram, summary: ir.TileSummary, grid, tensors) -> dict[str, torch.Tensor]:
@@ -129,7 +129,7 @@ def _summary(program: ir.TileProgram, summary: ir.TileSummary, grid, tensors) ->
     size, length = (program.tile_m, grid["seq_q"]) if on_q else (program.tile_n, grid["seq_kv"])
     tiles = -(-length // size)
     here = dict(grid, **{"q_idx" if on_q else "kv_idx": torch.arange(length).view(1, 1, -1, 1)})
-    values = evaluate(summary.expr, here, tensors, valid=_UNUSED)
+    values = evaluate(summary.expr, here, tensors, valid=UNUSED)
     values = values.expand(*values.shape[:2], length, 1)[..., 0]
     out = {}
     for name, reduce, neutral in (("lo", torch.amin, _greatest(values)), ("hi", torch.amax, _least(values))):

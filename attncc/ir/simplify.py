@@ -227,8 +227,8 @@ def _by_range(node: Expr, algebra: Algebra) -> Expr:
         return _decided(node, algebra)
     if node.op in ("min", "max") and node.type == INT:
         a, b = node.args
-        a, b = (a, b) if node.op == "min" else (b, a)
-        return a if algebra.proves_le(a, b) else b if algebra.proves_le(b, a) else node
+        least, greatest = (a, b) if algebra.proves_le(a, b) else (b, a) if algebra.proves_le(b, a) else (node, node)
+        return least if node.op == "min" else greatest
     if node.op in ("floordiv", "mod") and node.args[1].op == "const" and node.args[1].value > 0:
         low, high = algebra.range(node.args[0])
         if low is not None and high is not None and 0 <= low and high < node.args[1].value:

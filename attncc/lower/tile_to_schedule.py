@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from attncc.formats import bytes_of
 from attncc.ir import schedule as l3
-from attncc.ir.expr import ZERO, Expr, add, apply, const, floordiv, var
+from attncc.ir.expr import ZERO, Expr, add, apply, const, floordiv, var, variables
 from attncc.ir.schedule_ops import drop_unused_lets
 from attncc.ir.tile import REGISTER, SHARED, Let, Load, Matmul, Segment, Softmax, TileProgram, Weights
 from attncc.targets import Target
@@ -119,12 +119,23 @@ def _role_body(program: TileProgram, target: Target) -> tuple[l3.Op, ...]:
     total: Expr = ZERO
     for let in counts:
         total = var(let.name) if total is ZERO else add(total, var(let.name))
-    some = l3.If(
-        apply("gt", var(TOTAL), ZERO),
-        (*(o for op in loads for o in _copy(op)), *(_loop(i, s, target) for i, s in enumerate(program.segments))),
-    )
-    body = (*_fills(program), *lets, *counts, Let(TOTAL, total), some, *program.epilogue)
+    outer = _needed(lets, counts)
+    inner = tuple(op for op in lets if op not in outer)
+    loops = (_loop(i, s, target) for i, s in enumerate(program.segments))
+    some = l3.If(apply("gt", var(TOTAL), ZERO), (*inner, *(o for op in loads for o in _copy(op)), *loops))
+    body = (*_fills(program), *outer, *counts, Let(TOTAL, total), some, *program.epilogue)
     return drop_unused_lets(body)
+
+
+def _needed(lets: tuple[l3.Op, ...], counts: tuple[Let, ...]) -> tuple[l3.Op, ...]:
+    """The lets that the counts read. The others wait until there is a key tile: without one, a tensor may have no element."""
+    needed: list[l3.Op] = []
+    names = frozenset().union(*(variables(op.expr) for op in counts))
+    for op in reversed(lets):
+        if op.name in names:
+            needed.insert(0, op)
+            names |= variables(op.expr)
+    return tuple(needed)
 
 
 def count_name(segment: int) -> str:
