@@ -14,7 +14,7 @@ and added over the quad only in `finalize`.
 
 import math
 
-from cutlass import Float32, Int32, cute, range_constexpr
+from cutlass import Float32, Int32, range_constexpr, cute, range_constexpr
 
 from attncc.device import arith
 
@@ -89,17 +89,20 @@ def quad_total(x):
     return x
 
 
-def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool):
+def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool, slack: float = 0.0):
     """One score tile of the online softmax, in place: `scores` (rows, columns) become the weights 2**(multiplier * (x - m)).
 
     `row_max` is in the scores' own units; `correction` gets the factor for what was accumulated before. With `first` the old
-    statistics are not read; with `guard` a row without any kept key gives weights 0 instead of NaN.
+    statistics are not read; with `guard` a row without any kept key gives weights 0 instead of NaN. With `slack` a row keeps its old
+    maximum, and its correction is exactly 1, while weights stay below 2**slack.
     """
     columns = cute.size(scores, mode=[1])
     for r in range(cute.size(scores, mode=[0])):
         old = row_max[r]
         largest = maximum([scores[r, c] for c in range(columns)] + ([] if first else [old]))
         largest = quad_maximum(largest)
+        if slack and not first:
+            largest = arith.select((largest - old) * Float32(multiplier) <= Float32(slack), old, largest)
         row_max[r] = largest
         if guard:
             largest = arith.select(largest == -Float32.inf, Float32(0.0), largest)
@@ -110,7 +113,7 @@ def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, g
         if first:
             row_sum[r] = total(weights)
         else:
-            correction[r] = arith.exp2(cute.math.fma(old, Float32(multiplier), shift))
+            correction[r] = arith.exp2((old - largest) * Float32(multiplier))
             row_sum[r] = total([cute.math.fma(row_sum[r], correction[r], weights[0]), *weights[1:]])
 
 
@@ -159,6 +162,16 @@ def rescale(accumulator, factor):
     for r in range(cute.size(accumulator, mode=[0])):
         for c in range(cute.size(accumulator, mode=[1])):
             accumulator[r, c] = accumulator[r, c] * factor[r]
+
+
+@cute.jit
+def rescale_where_needed(accumulator, factor):
+    """`rescale`, skipped by a warp whose factors are all 1."""
+    changed = factor[0] != 1.0
+    for r in range_constexpr(1, cute.size(factor)):
+        changed = changed | (factor[r] != 1.0)
+    if cute.arch.vote_any_sync(changed):
+        rescale(accumulator, factor)
 
 
 def convert(target, source):

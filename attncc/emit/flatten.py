@@ -306,6 +306,9 @@ class Flattener:
     def view_softmax_step(self, op):
         return "softmax_step_first" if op.first else "softmax_step", {}
 
+    def view_rescale(self, op):
+        return ("rescale_where_needed" if op.seldom else "rescale"), {}
+
     def view_weights(self, op):
         return ("weights" if op.weights == op.scores else "weights_convert"), {}
 

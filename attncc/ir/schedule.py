@@ -210,6 +210,8 @@ class SoftmaxStep:
 
     `first`: nothing came before (m = -inf, l = 0 are not read, no correction is made).
     `guard`: a row may still have no kept key (its maximum may be -inf); false only where every row is known to keep one.
+    `slack`: a row keeps its old m while the new maximum exceeds it by no more than this much in the exponent of 2, so that its
+    weights reach 2**slack and its correction is exactly 1 (FlashAttention-4's lazy rescaling).
     """
 
     scores: str
@@ -219,14 +221,16 @@ class SoftmaxStep:
     multiplier: float
     first: bool
     guard: bool
+    slack: float = 0.0
 
 
 @dataclass(frozen=True)
 class Rescale:
-    """Every row of `dst` is multiplied by its `factor`."""
+    """Every row of `dst` is multiplied by its `factor`; with `seldom`, warps whose factors are all 1 skip it."""
 
     dst: str
     factor: str
+    seldom: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def hopper_dense(
     col_lets: tuple = (),
     sink: Expr | None = None,
     weight_scale: Expr | None = None,
+    slack: float = 0.0,
     **attention,
 ) -> Schedule:
     """The canonical L3 for hopper: one segment without mask and, before it, the peeled first tile (and, for the causal mask, the
@@ -67,7 +68,7 @@ def hopper_dense(
     groups = groups or tile_m // 64
     scale = dim_qk**-0.5 * (LOG2_E if kind == "softmax" else 1.0) if multiplier is None else multiplier
     program = Attention("hand", *heads, dim_qk, dim_v, dtype, score=mul(var("qk", "float"), const(1.0)), mask=mask, **attention)
-    body = _Bodies(mask, score, overlap, pingpong and groups > 1, groups, kind, scale, col_lets)
+    body = _Bodies(mask, score, overlap, pingpong and groups > 1, groups, kind, scale, col_lets, slack)
     finalize = Finalize("O", kind, scale, sink, weight_scale)
     buffers = _buffers(padded(dim_qk), padded(dim_v), tile_m, tile_n, stages, dtype)
     tensor_bytes = {b.name: b.rows * b.cols * 2 for b in buffers}
@@ -117,7 +118,8 @@ def _counts(mask: Expr, tile_m: int, tile_n: int) -> tuple[Let, ...]:
 class _Bodies:
     """The operations of both roles."""
 
-    def __init__(self, mask, score, overlap, pingpong, groups, kind, scale, col_lets):
+    def __init__(self, mask, score, overlap, pingpong, groups, kind, scale, col_lets, slack):
+        self.slack = slack
         self.col_lets = col_lets
         self.mask = (in_range,) if mask is TRUE else (apply("and", mask, in_range),)
         self.score = () if score is None else (Score("S", score),)
@@ -148,13 +150,13 @@ class _Bodies:
     def weights(self, first: bool, partial: bool):
         mask = tuple(Mask("S", m) for m in self.mask) if partial else ()
         if self.kind == "softmax":
-            step = SoftmaxStep("S", "row_max", "row_sum", "correction", self.scale, first, True)
+            step = SoftmaxStep("S", "row_max", "row_sum", "correction", self.scale, first, True, self.slack)
         else:
             step = Weights("S", "S", self.kind, self.scale)
         return (*self.col_lets, *self.score, *mask), step
 
     def rescale(self):
-        return (Rescale("O", "correction"),) if self.kind == "softmax" else ()
+        return (Rescale("O", "correction", self.slack > 0),) if self.kind == "softmax" else ()
 
     def round(self, partial: bool):
         turn = (Sync("order"),) if self.pingpong else ()
