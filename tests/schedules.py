@@ -1,0 +1,68 @@
+"""Attentions in text, small enough for the schedule interpreter, and their schedules after any part of the pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+
+from attncc import pipeline
+from attncc.ir import schedule as l3
+from attncc.ir.attention import Attention
+from attncc.ir.schedule_ops import rewrite
+from attncc.lower import load
+from attncc.lower.attention_to_tile import lower_attention_to_tile
+from attncc.lower.tile_to_schedule import lower_tile_to_schedule
+from attncc.targets import TARGETS
+from attncc.targets.tiles import choose_tiles
+
+HEAD = "heads q = 2, kv = 1\n    dim 32\n    dtype bf16\n"
+TEXTS = {
+    "dense": "attention dense { " + HEAD + " }",
+    "causal": "attention causal { " + HEAD + " mask kv_idx <= q_idx + off }",
+    "window": "attention window { " + HEAD + " mask kv_idx <= q_idx + off and kv_idx > q_idx + off - 150 }",
+    "sigmoid": "attention sigmoid_one { " + HEAD + " mask kv_idx <= q_idx + off\n reduction sigmoid }",
+    "documents": "attention documents { " + HEAD + " tensor doc: i32[batch, seq_kv] in 0..4 sorted\n"
+    " mask kv_idx <= q_idx + off and doc[b, kv_idx] == doc[b, max(0, min(q_idx + off, seq_kv - 1))] }",
+}  # fmt: skip
+TILES = {"hopper": (128, 64), "ampere": (128, 32), "ada": (128, 32)}
+
+
+@cache
+def attention(name: str) -> Attention:
+    """The attention `name` of TEXTS, after the L1 passes."""
+    return pipeline.run_passes(load(TEXTS[name]), pipeline.ATTENTION_PASSES, pipeline.CHECKS["L1"])
+
+
+@cache
+def schedule(name: str, target: str, without: tuple[str, ...] = (), until: str | None = None, small: bool = True) -> l3.Schedule:
+    """The schedule of an attention, with passes left out, or only those before `until`. `small` takes the tiles of TILES."""
+    chosen = TARGETS[target]
+    a = attention(name)
+    tiles = choose_tiles(a, chosen)
+    tile_m, tile_n = TILES[target] if small else (tiles.tile_m, tiles.tile_n)
+    program = lower_attention_to_tile(a, tile_m, tile_n)
+    program = pipeline.run_passes(program, pipeline.TILE_PASSES, pipeline.CHECKS["L2"], chosen)
+    passes = pipeline.SCHEDULE_PASSES[target]
+    if until is not None:
+        passes = passes[: [p.__name__ for p in passes].index(until)]
+    passes = tuple(p for p in passes if p.__name__ not in without)
+    return pipeline.run_passes(lower_tile_to_schedule(program, chosen), passes, pipeline.CHECKS["L3"], chosen)
+
+
+def change(s: l3.Schedule, role: str, rule) -> l3.Schedule:
+    """`s` with every operation of a role replaced by what `rule(op)` gives: a tuple of operations."""
+    roles = tuple(dataclasses.replace(r, body=rewrite(r.body, rule)) if r.name == role else r for r in s.roles)
+    return dataclasses.replace(s, roles=roles)
+
+
+def drop(s: l3.Schedule, role: str, *ops) -> l3.Schedule:
+    """`s` without the operations that equal one of `ops`, anywhere in the role."""
+    return change(s, role, lambda op: () if op in ops else (op,))
+
+
+def with_channel(s: l3.Schedule, name: str, **fields) -> l3.Schedule:
+    """`s` with fields of a channel changed (and its buffer's stages along with its own)."""
+    channels = tuple(dataclasses.replace(c, **fields) if c.name == name else c for c in s.channels)
+    stages = next(c.stages for c in channels if c.name == name)
+    buffers = tuple(dataclasses.replace(b, stages=stages) if b.name == name else b for b in s.buffers)
+    return dataclasses.replace(s, channels=channels, buffers=buffers)
