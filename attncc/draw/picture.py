@@ -31,9 +31,10 @@ def draw(stages: Stages, shape: Shape | None = None, batch: int = 0, head: int =
         )
     if 0 in (shape.seq_q, shape.seq_kv):
         raise fail("E604", f"there is nothing to draw at {shape.seq_q} queries and {shape.seq_kv} keys")
-    picture = draw_mask(program, shape, inputs or example_inputs(a, shape), batch, head)
+    inputs = inputs or example_inputs(a, shape)
+    picture = draw_mask(program, shape, inputs, batch, head)
     below = TOP + picture.height + 46
-    timeline = draw_timeline(stages, LEFT + picture.width + LEGEND - MARGIN)
+    timeline = draw_timeline(stages, shape, inputs, batch, head, LEFT + picture.width + LEGEND - 2 * MARGIN)
     width = LEFT + picture.width + LEGEND
     return svg.document(
         width,
