@@ -10,6 +10,7 @@ from attncc.emulator.lanes import first, pack
 from attncc.emulator.memory import active
 from attncc.emulator.ops_warp import gather_members, members
 from attncc.emulator.ptx_parse import Addr
+from attncc.emulator.races import Clock
 from attncc.emulator.warp import Wait
 
 SPACES = ("shared", "shared::cta", "shared::cluster")
@@ -115,8 +116,7 @@ def _cluster_barrier(k, instr, m):
         cluster = w.cta.cluster
         if w.gid in cluster.arrived:
             w.report("named-barrier", "barrier.cluster.arrive twice without a wait in between")
-        if semantics != "relaxed":
-            cluster.clock.join(w.clk)
+        cluster.clock.join(w.clk if semantics != "relaxed" else fenced_clock(w))
         w.state["cluster"] = cluster.generation
         cluster.arrived.add(w.gid)
         cluster.check_barrier()
@@ -214,7 +214,7 @@ def _arrive(k, instr, m, what):
     def run(w):
         where = address(w)
         old = np.zeros(32, np.uint64)
-        clk = w.clk if semantics == "release" else None
+        clk = w.clk if semantics == "release" else fenced_clock(w)
         for lane in active(w):
             barrier = barrier_at(w, int(where[lane]))
             if barrier is None:
@@ -298,7 +298,11 @@ def fence(k, instr, m):
     if m.flag("mbarrier_init"):
         m.need("release")
         m.need("cluster")
-        return _publish_barriers
+
+        def publish(w):
+            _publish_barriers(w)
+            _release_fence(w)
+        return publish
     if m.flag("proxy"):
         kind = m.need("async", "async::generic", "tensormap::generic", "tensormap", "alias")
         m.take("acquire", "release")
@@ -317,7 +321,18 @@ def fence(k, instr, m):
     m.take("acq_rel", "sc", "acquire", "release")
     m.take("sync_restrict::shared::cta", "sync_restrict::shared::cluster")
     m.take("gl", *SCOPES)
-    return lambda w: None
+    return _release_fence
+
+
+def _release_fence(w):
+    """What is known now is published by later relaxed operations."""
+    w.state["released"] = w.clk.copy()
+    w.tick()
+
+
+def fenced_clock(w):
+    """What a relaxed arrival publishes: the knowledge at the last fence."""
+    return w.state.get("released") or Clock.empty(w.machine.total_warps)
 
 
 def _publish_barriers(w):

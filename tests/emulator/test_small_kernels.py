@@ -8,7 +8,7 @@ from tests.emulator.support import run
 TOLERANCE = 8e-3
 
 
-@pytest.mark.parametrize("name", ["fa2", "fa3"])
+@pytest.mark.parametrize("name", ["fa2", "fa3", "fa4"])
 def test_reference_result_over_seeds(name):
     result, error = run(name, 256, seeds=8)
     assert result.ok, str(result)
