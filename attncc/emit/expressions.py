@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from attncc.ir.attention import INDEX_VARIABLES, RAW_SCORE, SIZE_VARIABLES, Attention
 from attncc.ir.expr import BOOL, FLOAT, INT, OPS, Expr, apply, const, transform, walk
 from attncc.ir.schedule import BLOCK_VARIABLES
-from attncc.ir.tile import TILE_COUNT, TILE_LIST, TILE_VARIABLES
+from attncc.ir.tile import TILE_COUNT, TILE_LIST, TILE_VARIABLES, extent_name
 
 BUILTIN_VARIABLES = frozenset((*INDEX_VARIABLES, *SIZE_VARIABLES, *TILE_VARIABLES, *BLOCK_VARIABLES, RAW_SCORE))
 TENSOR_PREFIX, SCALAR_PREFIX, LOCAL_PREFIX = "t_", "p_", "x_"
@@ -55,7 +55,8 @@ class Names:
 
     `scalars` maps a run-time scalar's name to its type; `tensors` holds the names that may be loaded. `variables` overrides the text of
     a variable (an atom: a name, a literal, a subscript or a call). `temporary` starts the names of the statements'
-    results. `precise` chooses the slower functions that fp16 operands need (tanh).
+    results. `precise` chooses the slower functions that fp16 operands need (tanh). `extents` holds the texts of the variables for extents
+    that declarations leave open.
     """
 
     scalars: Mapping[str, str] = field(default_factory=dict)
@@ -63,11 +64,14 @@ class Names:
     variables: Mapping[str, str] = field(default_factory=dict)
     temporary: str = "e"
     precise: bool = False
+    extents: Mapping[str, str] = field(default_factory=dict)
 
     def variable(self, name: str, type: str) -> str:
         """The text of variable `name`; a Boolean run-time scalar is stored as an Int32."""
         if name in self.variables:
             return self.variables[name]
+        if name in self.extents:
+            return self.extents[name]
         if name in self.scalars:
             text = SCALAR_PREFIX + identifier(name)
             return f"({text} != 0)" if type == BOOL else text
@@ -82,7 +86,9 @@ class Names:
 
 def names_of(attention: Attention) -> Names:
     """The names of a kernel for `attention`; fp16 gets the precise functions."""
+    open_extents = [(t.name, axis) for t in attention.tensors for axis, extent in enumerate(t.shape) if extent is None]
     return Names(
+        extents={extent_name(t, axis): f"Int32({tensor_name(t)}.shape[{axis}])" for t, axis in open_extents},
         scalars={s.name: s.type for s in attention.scalars},
         tensors=frozenset(t.name for t in attention.tensors) | {TILE_COUNT, TILE_LIST},
         precise=attention.dtype == "f16",

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 from attncc.emit.expressions import Names, literal, local_name, names_of, to_statements
 from attncc.emit.ranges import key_range
+from attncc.emit.tables import tables_of
 from attncc.emit.view import (
     BYTES,
     DSL_TYPES,
@@ -66,7 +67,7 @@ def view_of(schedule: Schedule) -> View:
         barriers=tuple(builder.barriers.values()),
         prelude=builder.prelude(),
         roles=roles,
-        tables=() if schedule.table is None else (schedule.table,),
+        tables=tables_of(schedule, builder.base),
     )
 
 
