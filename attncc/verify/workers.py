@@ -41,7 +41,10 @@ class Worker:
         if not line.endswith(b"\n"):
             status = self.stop()
             return {"ok": False, "error": f"the process died with status {status}: {self.noise.text()}"}
-        return json.loads(line)
+        answer = json.loads(line)
+        if not answer.get("ok"):
+            self.stop()  # after a fault of the device every later call of that process fails as well
+        return answer
 
     def _line(self, deadline: float) -> bytes | None:
         """A line, the part of one before the end of the stream, or None when time is up."""
