@@ -135,7 +135,7 @@ class _Machine:
         if node.op in ("and", "or"):
             below = _kleene(node.op, args, poisons)
         elif node.op == "select":
-            below = _union(poisons[0], torch.where(args[0], _full(poisons[1]), _full(poisons[2])))
+            below = _union(poisons[0], torch.where(args[0], *(_full(p, args[0]) for p in poisons[1:])))
         else:
             below = _union(*poisons)
         return _union(here, below)
@@ -189,8 +189,8 @@ def _at(value: torch.Tensor, position: torch.Tensor) -> int:
     return int(value[tuple(int(p) if n > 1 else 0 for p, n in zip(position[lead:], value.shape))])
 
 
-def _full(poison: torch.Tensor | None) -> torch.Tensor:
-    return torch.tensor(False) if poison is None else poison
+def _full(poison: torch.Tensor | None, beside: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(False, device=beside.device) if poison is None else poison
 
 
 def _union(*poisons: torch.Tensor | None) -> torch.Tensor | None:
@@ -202,7 +202,7 @@ def _union(*poisons: torch.Tensor | None) -> torch.Tensor | None:
 
 def _kleene(op: str, args, poisons) -> torch.Tensor:
     """`and` is settled by a clean false operand, `or` by a clean true one."""
-    settled = [(a if op == "or" else ~a) & ~_full(p).to(a.device) for a, p in zip(args, poisons)]
+    settled = [(a if op == "or" else ~a) & ~_full(p, a) for a, p in zip(args, poisons)]
     return _union(*poisons) & ~(settled[0] | settled[1])
 
 

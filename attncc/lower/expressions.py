@@ -238,9 +238,10 @@ def _comprehension(node: tree.Comprehension, scope: Scope, session: Session) -> 
     terms = []
     for i in range(low, high):
         term = expr(node.body, scope.extend(**{node.variable: const(i)}), session)
-        if type == BOOL and term.type != BOOL:
-            message = f"`{node.function}` takes bools, found {term.type}"
-            raise fail("E102", message, node.body.span, hint="compare it, for example `x != 0`")
+        if (term.type == BOOL) != (type == BOOL):
+            message = f"`{node.function}` takes {'bools' if type == BOOL else 'numbers'}, found {term.type}"
+            hint = "compare it, for example `x != 0`" if type == BOOL else "`int(condition)` is 1 or 0"
+            raise fail("E102", message, node.body.span, hint=hint)
         terms.append(term)
     return balanced(operator, terms, node.span) if terms else empty
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from attncc.diagnostics import AttnError, Diagnostic, Span, did_you_mean, fail
-from attncc.ir.attention import REDUCTIONS, STORAGE_TYPES, Reduction, ScalarDecl, TargetHint, TensorDecl
-from attncc.ir.expr import BOOL, FLOAT, INT, TRUE, Expr, var
+from attncc.ir.attention import REDUCTIONS, SIZE_VARIABLES, STORAGE_TYPES, Reduction, ScalarDecl, TargetHint, TensorDecl
+from attncc.ir.expr import BOOL, FLOAT, INT, TRUE, Expr, tensors, var, variables
 from attncc.lower.expressions import constant, typed
 from attncc.lower.fold import build
 from attncc.lower.session import Session
@@ -129,17 +129,26 @@ def tensor(statement: tree.Tensor, scope: Scope, session: Session) -> TensorDecl
 def _extent(node, statement: tree.Tensor, scope: Scope, session: Session) -> Expr | None:
     if isinstance(node, tree.AnySize):
         return None
-    extent = typed(node, INT, scope, session, f"a dimension of `{statement.name}`")
+    extent = _of_sizes(node, INT, scope, session, f"a dimension of `{statement.name}`")
     if extent.op == "const" and extent.value < 1:
         message = f"a dimension of `{statement.name}` is {extent.value}; it must be at least 1"
         raise fail("E206", message, node.span)
     return extent
 
 
+def _of_sizes(node: tree.Expression, kind: str, scope: Scope, session: Session, what: str) -> Expr:
+    """A value that is known when a call begins: nothing but constants and sizes."""
+    found = typed(node, kind, scope, session, what)
+    extra = sorted(variables(found) - set(SIZE_VARIABLES)) + sorted(tensors(found))
+    if extra:
+        raise fail("E206", f"{what} depends on `{extra[0]}`", node.span, hint="it may use constants and sizes only")
+    return found
+
+
 def _range(node: tree.Range | None, kind: str, scope: Scope, session: Session) -> tuple[Expr | None, Expr | None]:
     if node is None:
         return None, None
-    low, high = (typed(n, kind, scope, session, "a bound of the range") for n in (node.low, node.high))
+    low, high = (_of_sizes(n, kind, scope, session, "a bound of the range") for n in (node.low, node.high))
     if low.op == high.op == "const" and low.value >= high.value:
         raise fail(
             "E206", f"the range {low.value}..{high.value} is empty", node.span, hint="low..high means low <= x < high"
@@ -170,6 +179,10 @@ def reduction(statement: tree.Reduction, scope: Scope, session: Session) -> Redu
     options = ("sink",) if feature.name == "softmax" else ("weight_scale",)
     given = _options(feature.keywords, options, feature.name)
     values = {n: typed(k.value, FLOAT, scope, session, f"`{n}`") for n, k in given.items()}
+    for name, found in values.items():
+        if "kv_idx" in variables(found):
+            message = f"`{name}` belongs to a whole row, but depends on kv_idx"
+            raise fail("E205", message, given[name].value.span, hint="a value of each key belongs in `bias` or `score`")
     return Reduction(feature.name, values.get("sink"), values.get("weight_scale"))
 
 

@@ -47,6 +47,7 @@ def test_unknown_name_in_full():
         ("bias 1.0 if on else causal", "E102", ["both branches must have one type"]),
         ("bias table[h, 1.5]", "E102", ["index 1 of `table` must be an int, found float", "`floor(x)`"]),
         ("mask any(i for i in 0..3)", "E102", ["`any` takes bools"]),
+        ("bias sum(kv_idx > i for i in 0..1)", "E102", ["`sum` takes numbers", "`int(condition)`"]),
         ("mask sliding_window(1.5)", "E102", ["`keys` of `sliding_window` must be an int"]),
         ("mask document(doc, n)", "E102", ["must be a tensor, found int"]),
         ("mask document(doc, doc[b, 0])", "E102", ["must be a tensor", "without an index"]),
@@ -102,6 +103,10 @@ def test_unknown_name_in_full():
             ["too large"],
         ),
         # the attention
+        ("reduction softmax(sink = alibi)", "E205", ["depends on kv_idx"]),
+        ("let far = kv_idx * 1.0\nreduction silu(weight_scale = far)", "E205", ["depends on kv_idx"]),
+        ("tensor u: f32[int(causal)]", "E206", ["a dimension of `u` depends on `kv_idx`"]),
+        ("tensor u: f32[4] in 0.0..alibi", "E206", ["a bound of the range depends on `h`"]),
         ("tensor u: f32[0]", "E206", ["must be at least 1"]),
         ("tensor u: f32[-1 + 1, 2]", "E206", []),
         ("tensor u: f32[1, 1, 1, 1, 1, 1, 1]", "E206", ["limit is 6"]),

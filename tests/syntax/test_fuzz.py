@@ -1,6 +1,7 @@
 """Ten thousand damaged and random texts: each compiles or is refused with a diagnostic, never anything else."""
 
 import random
+import re
 
 import pytest
 
@@ -41,12 +42,13 @@ PIECES = (
     "softcap", "alibi", "sum", "any(x for x in 0..9)", "min", "exp", "log", "floor", "int", "float", "bool", "f32", "i32", "__class__", "lambda",
     "import", "é", "\u2028", "\ud800", "𝛼", "\ufeff", "\x0b", "\x1b[2J", "(" * 150, "-" * 150, "not " * 120, "a" * 300, " " * 9, "\r\n",
 )  # fmt: skip
+TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def damaged(rng: random.Random) -> str:
     text = rng.choice(SEEDS)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
-        at, kind = rng.randrange(len(text) + 1), rng.randrange(6)
+        at, kind = rng.randrange(len(text) + 1), rng.randrange(9)
         end = min(len(text), at + rng.choice((1, 2, 5, 20, 80)))
         if kind == 0:
             text = text[:at] + text[end:]
@@ -58,10 +60,14 @@ def damaged(rng: random.Random) -> str:
             text = text[:end] + text[at:]
         elif kind == 4:
             text = text[:at]
-        else:
+        elif kind == 5:
             lines = text.split("\n")
             rng.shuffle(lines)
             text = "\n".join(lines)
+        else:
+            token = rng.choice(list(TOKEN.finditer(text)) or [None])
+            if token:
+                text = text[: token.start()] + rng.choice(TOKEN.findall(rng.choice(SEEDS))) + text[token.end() :]
     return text
 
 
