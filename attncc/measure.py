@@ -138,4 +138,4 @@ def seconds_of(call, device: torch.device, repeats: int = 20, least: float = 0.0
 
 def flops_of(a: Attention, q: torch.Tensor, k: torch.Tensor, inputs: dict) -> int:
     """Flops of both products over the pairs that the mask keeps, as every paper on attention counts them."""
-    return 2 * kept_pairs(a, q.shape[0], q.shape[1], k.shape[1], inputs) * (a.dim_qk + a.dim_v)
+    return 2 * kept_pairs(a, q.shape[0], q.shape[1], k.shape[1], inputs, q.device) * (a.dim_qk + a.dim_v)

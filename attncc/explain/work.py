@@ -12,11 +12,13 @@ from attncc.interp.evaluate import evaluate
 from attncc.interp.tile_classes import EMPTY, FULL, PARTIAL, tile_classes
 from attncc.ir import tile as l2
 from attncc.ir.attention import Attention
-from attncc.ir.expr import tensors
+from attncc.ir.expr import tensors, variables
 from attncc.ir.schedule import Schedule
 from attncc.targets import Target
 from attncc.targets.fit import Tiles
 from attncc.targets.model import Estimate, estimate
+
+CELLS_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -117,23 +119,27 @@ def element_loads(program: l2.TileProgram, count: dict[int, int]) -> int:
     return total
 
 
-def kept_pairs(a: Attention, batch: int, seq_q: int, seq_kv: int, inputs: dict, rows: int = 512) -> int:
-    """Query-key pairs that the mask keeps, over all batch entries and heads; a strip of `rows` queries at a time."""
-    tensors = {t.name: inputs[t.name].cpu() for t in a.tensors}
-    h = torch.arange(a.heads_q).view(1, -1, 1, 1)
-    env = {
+def kept_pairs(a: Attention, batch: int, seq_q: int, seq_kv: int, inputs: dict, device="cpu") -> int:
+    """Query-key pairs that the mask keeps, over all batch entries and heads; computed on `device` a strip of queries at a time."""
+    tensors = {t.name: inputs[t.name].to(device) for t in a.tensors}
+    h = torch.arange(a.heads_q, device=device).view(1, -1, 1, 1)
+    sizes = {
         "batch": batch,
         "seq_q": seq_q,
         "seq_kv": seq_kv,
         "off": seq_kv - seq_q,
-        "b": torch.arange(batch).view(-1, 1, 1, 1),
+        **{s.name: inputs[s.name] for s in a.scalars},
     }
-    env |= {"h": h, "hkv": h // a.group, "kv_idx": torch.arange(seq_kv).view(1, 1, 1, -1)}
-    env |= {s.name: inputs[s.name] for s in a.scalars}
+    env = {**sizes, "b": torch.arange(batch, device=device).view(-1, 1, 1, 1), "h": h, "hkv": h // a.group}
+    env["kv_idx"] = torch.arange(seq_kv, device=device).view(1, 1, 1, -1)
+    used = variables(a.mask)
+    planes = (batch if "b" in used else 1) * (a.heads_q if used & {"h", "hkv"} else 1)
+    rows = max(1, CELLS_AT_ONCE // max(1, planes * seq_kv))
+    unused = torch.tensor(False, device=device)
     total = 0
     for first in range(0, seq_q, rows):
-        q_idx = torch.arange(first, min(first + rows, seq_q)).view(1, 1, -1, 1)
-        kept = evaluate(a.mask, {**env, "q_idx": q_idx}, tensors, valid=torch.tensor(False))
+        q_idx = torch.arange(first, min(first + rows, seq_q), device=device).view(1, 1, -1, 1)
+        kept = evaluate(a.mask, {**env, "q_idx": q_idx}, tensors, valid=unused, device=device)
         whole = batch * a.heads_q * q_idx.numel() * seq_kv
         total += int(kept.sum()) * (whole // kept.numel()) if kept.numel() else 0
     return total
