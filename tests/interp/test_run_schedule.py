@@ -21,6 +21,15 @@ TARGETS = ("hopper", "ampere")
 LENGTHS = ((1, 129), (129, 1), (127, 257), (257, 127), (70, 0))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tiles are small: more threads only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def close(s, name, seq_q, seq_kv, batch=1, **options):
     """Runs `s` and compares with the reference."""
     q, k, v, inputs = make_inputs(attention(name), batch, seq_q, seq_kv)

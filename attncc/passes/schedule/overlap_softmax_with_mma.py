@@ -17,11 +17,15 @@ from attncc.targets import Target
 
 
 def overlap_softmax_with_mma(schedule: l3.Schedule, target: Target) -> l3.Schedule:
-    """`schedule` with the loops of the computing role rotated by half a tile; unchanged when the first tile is in a loop."""
+    """`schedule` with the loops of the computing role rotated by half a tile.
+
+    Unchanged when the first tile is in a loop, or when the role waits for copies that it starts itself.
+    """
     role = compute_role(schedule)
     index = next(i for i, op in enumerate(role.body) if isinstance(op, l3.If))
     outer = role.body[index]
-    if not target.has("async_mma") or not any(isinstance(op, l3.Mma) for op in outer.body):
+    copies = any(isinstance(op, l3.Copy) for op in operations(outer.body))
+    if copies or not target.has("async_mma") or not any(isinstance(op, l3.Mma) for op in outer.body):
         return schedule
     first, product = split_tile(tuple(op for op in outer.body if not isinstance(op, l3.For)))
     loops = tuple(rotate(op) for op in outer.body if isinstance(op, l3.For))

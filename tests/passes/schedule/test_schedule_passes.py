@@ -1,0 +1,160 @@
+"""Each L3 pass: the change it makes to the text, that both texts run right, and that optional passes may be left out.
+
+`changes/<target>_<pass>.diff` holds what the pass does to the causal schedule. After a deliberate change of a pass, write them
+anew with `python -m tests.passes.schedule.test_schedule_passes` and read the difference.
+"""
+
+import difflib
+from pathlib import Path
+
+import pytest
+import torch
+
+from attncc import pipeline
+from attncc.interp.data import make_inputs
+from attncc.interp.explore_schedule import explore
+from attncc.interp.reference import reference
+from attncc.interp.run_schedule import run_schedule
+from attncc.ir import schedule as l3
+from attncc.ir.schedule_ops import compute_role, operations
+from attncc.ir.text import format_program, parse_program
+from attncc.targets import TARGETS
+from tests.schedules import attention, schedule
+
+CHANGES = Path(__file__).parent / "changes"
+PASSES = [(t, p) for t in ("hopper", "ampere") for p in pipeline.SCHEDULE_PASSES[t]]
+NEEDED = {"place_copy_waits"}
+"""Passes without which a schedule is not finished."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pass_id(item) -> str:
+    return f"{item[0]}_{item[1].__name__}"
+
+
+def before_and_after(target, one):
+    """The causal schedule before and after a pass."""
+    before = schedule("causal", target, until=one.__name__)
+    return before, one(before, TARGETS[target])
+
+
+def change_of(target, one) -> str:
+    """What a pass does to the text, as a diff with the headings of the operations around."""
+    texts = [format_program(s).splitlines() for s in before_and_after(target, one)]
+    lines = list(difflib.unified_diff(*texts, "before", "after", lineterm="", n=1))
+    return "".join(f"{line}\n" for line in lines if not line.startswith("@@") or line.strip("@ "))
+
+
+def check_numbers(s, name, seq_q, seq_kv):
+    q, k, v, inputs = make_inputs(attention(name), 1, seq_q, seq_kv)
+    out, lse = run_schedule(s, q, k, v, inputs, seed=seq_q)
+    want, want_lse = reference(attention(name), q, k, v, inputs)
+    torch.testing.assert_close(out, want.to(out.dtype), rtol=1e-9, atol=1e-9)
+    if want_lse is not None:
+        torch.testing.assert_close(lse, want_lse.to(lse.dtype), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("item", PASSES, ids=pass_id)
+def test_the_change_is_the_documented_one(item):
+    expected = (CHANGES / f"{pass_id(item)}.diff").read_text(encoding="utf-8")
+    assert change_of(*item) == expected, "run `python -m tests.passes.schedule.test_schedule_passes` and read the difference"
+
+
+@pytest.mark.parametrize("item", PASSES, ids=pass_id)
+def test_before_and_after_run_alike(item):
+    for s in before_and_after(*item):
+        assert parse_program(format_program(s)) == s
+        check_numbers(s, "causal", 130, 200)
+        check_numbers(s, "causal", 200, 70)
+
+
+@pytest.mark.parametrize("item", [i for i in PASSES if i[1].__name__ not in NEEDED], ids=pass_id)
+def test_the_kernel_is_right_without_the_pass(item):
+    target, one = item
+    for name in ("window", "documents", "sigmoid"):
+        s = schedule(name, target, without=(one.__name__,))
+        check_numbers(s, name, 130, 200)
+        explore(s, 1, 130, 130, make_inputs(attention(name), 1, 130, 130)[3])
+
+
+def ops(s, *kinds):
+    return [op for op in operations(compute_role(s).body) if isinstance(op, kinds)]
+
+
+def test_overlap_puts_two_products_in_flight():
+    with_pass, without = schedule("causal", "hopper"), schedule("causal", "hopper", without=("overlap_softmax_with_mma",))
+    assert l3.MmaWait(1) in ops(with_pass, l3.MmaWait) and l3.MmaWait(1) not in ops(without, l3.MmaWait)
+    assert not any(b.name == "turn" for b in without.barriers), "turns only make sense with overlap"
+
+
+def test_peeling_makes_one_step_the_first():
+    with_pass, without = schedule("causal", "hopper"), schedule("causal", "hopper", without=("peel_first_tile",))
+    assert [s.first for s in ops(with_pass, l3.SoftmaxStep)] == [True, False, False]
+    assert [s.first for s in ops(without, l3.SoftmaxStep)] == [False, False]
+    assert l3.MmaWait(1) not in ops(without, l3.MmaWait), "without a first tile there is nothing to overlap with"
+
+
+def test_a_segment_of_at_most_one_tile_keeps_no_loop():
+    loops = [op.label for op in ops(schedule("dense", "hopper"), l3.For)]
+    assert loops == ["full tiles"]
+
+
+def test_stages_fill_shared_memory_up_to_the_wish():
+    deep = schedule("causal", "hopper")
+    assert deep.channel("K").stages == TARGETS["hopper"].stages == 2
+    assert schedule("causal", "hopper", without=("pipeline_stages",)).channel("K").stages == 1
+
+
+def test_prefetching_moves_copies_before_their_waits():
+    def first_copy_and_wait(s):
+        body = next(op for op in compute_role(s).body if isinstance(op, l3.If)).body
+        loop = next(op for op in body if isinstance(op, l3.For)).body
+        kinds = [type(op) for op in loop]
+        return kinds.index(l3.CopyWait), kinds.index(l3.Mma), [o.channel for o in operations(loop) if isinstance(o, l3.Copy)]
+
+    wait, product, order = first_copy_and_wait(schedule("causal", "ampere"))
+    assert wait < product and order == ["V", "K"]
+    assert first_copy_and_wait(schedule("causal", "ampere", without=("prefetch_copies",)))[2] == ["K", "V"]
+
+
+def test_long_tiles_start_first_only_where_work_grows():
+    assert "block_z" in format_program(schedule("causal", "hopper")).split("name=q_tile,")[1].splitlines()[0]
+    assert "block_x" in format_program(schedule("dense", "hopper")).split("name=q_tile,")[1].splitlines()[0]
+
+
+def test_guards_stay_where_a_row_may_have_no_key():
+    assert [s.guard for s in ops(schedule("dense", "hopper"), l3.SoftmaxStep)] == [False, False]
+    assert [s.guard for s in ops(schedule("window", "hopper"), l3.SoftmaxStep)] == [True, True, False]
+
+
+def test_more_stages_change_the_waits_of_a_role_that_copies_for_itself():
+    """With two stages a K is still in flight behind the one that is waited for."""
+    from dataclasses import replace
+
+    from attncc.passes.schedule.place_copy_waits import place_copy_waits
+
+    base = schedule("causal", "ampere", until="place_copy_waits")
+    deep = replace(
+        base,
+        channels=tuple(replace(c, stages=2) if c.name in "KV" else c for c in base.channels),
+        buffers=tuple(replace(b, stages=2) if b.name in "KV" else b for b in base.buffers),
+    )
+    shallow, deeper = (place_copy_waits(s, TARGETS["ampere"]) for s in (base, deep))
+    check_numbers(deeper, "causal", 130, 200)
+    explore(deeper, 1, 130, 200)
+    assert len(ops(deeper, l3.Sync)) <= len(ops(shallow, l3.Sync))
+
+
+if __name__ == "__main__":
+    CHANGES.mkdir(exist_ok=True)
+    for old in CHANGES.glob("*.diff"):
+        old.unlink()
+    for item in PASSES:
+        (CHANGES / f"{pass_id(item)}.diff").write_text(change_of(*item), encoding="utf-8")
