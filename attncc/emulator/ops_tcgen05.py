@@ -80,8 +80,8 @@ def dealloc(k, instr, m):
         tmem, base, n = Tmem.of(w.cta), address(w) & 0xFFFF, columns(w)
         if tmem.blocks.get(base) != n:
             w.report("tmem", f"tcgen05.dealloc of {n} columns at {base}, but the allocated blocks are {tmem.blocks}")
-        tmem.blocks.pop(base, None)
-        tmem.shadow.write(w.agent(), tmem.granules(0, 128, base, min(n, COLUMNS - base)))
+        if base in tmem.blocks:
+            tmem.shadow.write(w.agent(), tmem.granules(0, 128, base, tmem.blocks.pop(base)))
         w.machine.events += 1
         return None
     return run

@@ -152,6 +152,9 @@ def _touch_tmem(w, agent, cta, shape, rows, d, left, add, ctas) -> bool:
     agent.proxy = False
     if isinstance(left, int):
         columns = 32 // 4
+        if left & 0xFFFF < column + width and column < (left & 0xFFFF) + columns:
+            report("tmem", f"A (columns {left & 0xFFFF}..{(left & 0xFFFF) + columns - 1}) overlaps D (columns {column}.."
+                           f"{column + width - 1})")
         if not tmem.check(report, left >> 16, rows, left & 0xFFFF, columns):
             return False
         tmem.shadow.read(agent, tmem.granules(left >> 16, rows, left & 0xFFFF, columns))

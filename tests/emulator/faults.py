@@ -97,4 +97,26 @@ AMPERE = [
     fault("a buffer that nobody filled", "fa2", drop(r"cp\.async\.cg[^;]*;", 4), "uninitialised-memory"),
 ]
 
-FAULTS = HOPPER + AMPERE
+COMMIT = r"tcgen05\.commit[^;]*;"
+BLACKWELL = [
+    fault("wait::ld removed", "fa4", drop(r"tcgen05\.wait::ld[^;]*;"), "tcgen05-order"),
+    fault("wait::st removed", "fa4", drop(r"tcgen05\.wait::st[^;]*;"), "tcgen05-order"),
+    fault("softmax does not wait for S", "fa4", drop(WAIT, 13), "tcgen05-order", "uninitialised-memory"),
+    fault("MMA does not wait for P", "fa4", drop(WAIT, 12), "tcgen05-order"),
+    fault("MMA does not wait for K", "fa4", drop(WAIT, 9), "stale-read"),
+    fault("epilogue does not wait for O", "fa4", drop(WAIT, 15), "tcgen05-order"),
+    fault("O placed over P", "fa4", swap(r"(add\.s32 \s*%r\d+, %r\d+), 128;(\s*\.loc[^\n]*\n\s*shr)", r"\1, 32;\2"), "tmem"),
+    fault("columns never freed", "fa4", drop(r"tcgen05\.dealloc[^;]*;"), "tmem"),
+    fault("fewer columns than used", "fa4", swap(r"(mov\.b32 \s*%r\d+), 256;(\s*tcgen05\.alloc)", r"\1, 128;\2"), "tmem"),
+    fault("column count no power of two", "fa4", swap(r"(mov\.b32 \s*%r\d+), 256;(\s*tcgen05\.alloc)", r"\1, 192;\2"), "tmem"),
+    fault("wrong block freed", "fa4", swap(r"(mov\.b32 \s*%r\d+), 256;(\s*tcgen05\.dealloc)", r"\1, 128;\2"), "tmem"),
+    fault("commit of K removed", "fa4", drop(COMMIT, 0), "deadlock"),
+    fault("commit of S removed", "fa4", drop(COMMIT, 1), "deadlock"),
+    fault("every lane issues the MMA", "fa4",
+          swap(r"@%p\d+ bra[^;]*;((?:(?!bra)[^;])*;(?:(?!bra)[^;])*;(?:(?!bra)[^;])*;(?:(?!bra)[^;])*;\s*(?:\.loc[^\n]*\n\s*)?tcgen05\.mma)", r"\1"),
+          "divergence"),
+    fault("P read from absolute column 0", "fa4", every(r"(tcgen05\.mma[^\[]*\[%r\d+\], )\[%r\d+(\+\d+)?\]", r"\1[0]"), "tmem", "tcgen05-order"),
+    fault("address read before the barrier", "fa4", drop(r"bar\.sync \s*1, 160;", last=True), "stale-read", "deadlock"),
+]
+
+FAULTS = HOPPER + AMPERE + BLACKWELL
