@@ -2,7 +2,7 @@
 the next 16 are computed. The same numbers as softmax.step, rescale, convert and multiply_register one after the other.
 """
 
-from cutlass import Float32, Int32, cute
+from cutlass import Float32, cute
 
 from attncc.device import ampere, arith, softmax
 

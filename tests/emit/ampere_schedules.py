@@ -6,13 +6,15 @@ rest.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from attncc.ir.attention import Attention
 from attncc.ir.expr import TRUE, ZERO, Expr, add, apply, const, floordiv, minimum, mul, sub, var
 from attncc.ir.schedule import (
     Barrier, Buffer, Channel, Commit, Convert, Copy, CopyWait, Fill, For, If, Mma, Release, Rescale, Role, Schedule,
     SoftmaxStep, Sync,
 )  # fmt: skip
-from attncc.ir.tile import Finalize, Let, Mask, Score, Store, Weights
+from attncc.ir.tile import ColLet, Finalize, Let, Mask, RowLet, Score, Store, Weights
 
 LOG2_E = 1.4426950408889634
 CAUSAL = apply("le", var("kv_idx"), add(var("q_idx"), var("off")))
@@ -40,20 +42,26 @@ def ampere_dense(
     peel: bool = False,
     convert_first: bool = False,
     slack: float = 0.0,
-    seldom: bool = False,
+    seldom: bool = True,
     blocks_per_sm: int = 1,
+    multiplier: float | None = None,
+    row_lets: tuple[RowLet, ...] = (),
+    col_lets: tuple[ColLet, ...] = (),
+    sink: Expr | None = None,
+    weight_scale: Expr | None = None,
     **attention,
 ) -> Schedule:
     """A dense or causal kernel. `stages` 1: K and V of one stage each, V's copy under the first product, the next K's under
     softmax and the second; 2: both are copied a whole tile ahead, one barrier a tile."""
     dim_v = dim_v or dim_qk
-    scale = dim_qk**-0.5 * (LOG2_E if kind == "softmax" else 1.0)
+    scale = dim_qk**-0.5 * (LOG2_E if kind == "softmax" else 1.0) if multiplier is None else multiplier
     program = Attention("hand", *heads, dim_qk, dim_v, dtype, score=mul(var("qk", "float"), const(1.0)), mask=mask, **attention)
     rows = tile_m // warps
-    body = (_One if stages == 1 else _Two)(mask, score, kind, scale, staged, peel, convert_first, slack, seldom)
+    lets = _Lets(row_lets, col_lets, sink, weight_scale)
+    body = (_One if stages == 1 else _Two)(mask, score, kind, scale, staged, peel, convert_first, slack, seldom, lets)
     buffers = _buffers(padded(dim_qk), padded(dim_v), tile_m, tile_n, rows, stages, dtype, staged)
     channels = tuple(Channel(n, "cp_async", n, s, "compute", "compute", 0, 0) for n, s in (("Q", 1), ("K", stages), ("V", stages)))
-    role = Role("compute", 0, warps, warps, rows, None, (*body.begin(), *_counts(mask, tile_m, tile_n), *body.main()))
+    role = Role("compute", 0, warps, warps, rows, None, (*body.begin(), *row_lets, *_counts(mask, tile_m, tile_n), *body.main()))
     q_tile = var("block_x") if mask is TRUE else sub(sub(var("q_tiles"), const(1)), var("block_x"))
     return Schedule(
         program, "ampere", tile_m, tile_n, 32 * warps, (var("q_tiles"), const(heads[0]), var("batch")), buffers, channels,
@@ -88,14 +96,22 @@ def _counts(mask: Expr, tile_m: int, tile_n: int) -> tuple[Let, ...]:
     return (Let("total", end), Let("partial", apply("max", minimum(var("total"), const(1)), sub(var("total"), full))))
 
 
+@dataclass(frozen=True)
+class _Lets:
+    rows: tuple[RowLet, ...]
+    cols: tuple[ColLet, ...]
+    sink: Expr | None
+    weight_scale: Expr | None
+
+
 class _Body:
     """What both orders of copies share."""
 
-    def __init__(self, mask, score, kind, scale, staged, peel, convert_first, slack, seldom):
+    def __init__(self, mask, score, kind, scale, staged, peel, convert_first, slack, seldom, lets):
         self.mask = IN_RANGE if mask is TRUE else apply("and", mask, IN_RANGE)
         self.score = () if score is None else (Score("S", score),)
         self.kind, self.scale, self.staged, self.peel = kind, scale, staged, peel
-        self.convert_first, self.slack, self.seldom = convert_first, slack, seldom
+        self.convert_first, self.slack, self.seldom, self.lets = convert_first, slack, seldom, lets
         self.qk = Mma("S", "Q", "K", True, False, False)
         self.pv = Mma("O", "P", "V", False, True, False)
 
@@ -106,6 +122,9 @@ class _Body:
         return Let("kv_tile", sub(LAST, position))
 
     def weights(self, first: bool, partial: bool):
+        return (*self.lets.cols, *self.elements(first, partial))
+
+    def elements(self, first: bool, partial: bool):
         mask = (Mask("S", self.mask),) if partial else ()
         if self.kind != "softmax":
             return (*self.score, *mask, Weights("S", "S", self.kind, self.scale), Convert("P", "S"))
@@ -123,7 +142,7 @@ class _Body:
             For("i", apply("max", begin, var("partial")), var("total"), "full tiles", self.round(var("i"), False, False)),
         )
         end = (Convert("OUT", "O"), Sync("rows"), Store("OUT", "o")) if self.staged else (Store("O", "o"),)
-        finalize = Finalize("O", self.kind, self.scale)
+        finalize = Finalize("O", self.kind, self.scale, self.lets.sink, self.lets.weight_scale)
         return (If(apply("gt", var("total"), ZERO), loops), finalize, *end, Store("LSE", "lse"))
 
 

@@ -36,40 +36,40 @@ def same(text: str) -> str:
     return text
 
 
-SELDOM, FIRST = {"seldom": True}, {"convert_first": True}
+PLAIN, SELDOM, FIRST = {"seldom": False}, {"seldom": True}, {"convert_first": True}
 LAZY = {"seldom": True, "slack": 8.0}
 D128 = {
-    "plain": ({}, same),
+    "plain": (PLAIN, same),
     "seldom": (SELDOM, same),
     "lazy": (LAZY, same),
     "convert first, seldom": ({**SELDOM, **FIRST}, same),
     "convert first, lazy": ({**LAZY, **FIRST}, same),
-    "interleaved plain": ({}, interleaved),
+    "interleaved plain": (PLAIN, interleaved),
     "interleaved lazy": (LAZY, interleaved),
-    "2 stages plain": ({"stages": 2}, same),
+    "2 stages plain": ({**PLAIN, "stages": 2}, same),
     "2 stages lazy": ({"stages": 2, **LAZY}, same),
     "2 stages convert first, lazy": ({"stages": 2, **LAZY, **FIRST}, same),
     "n32 2 stages lazy": ({"tile_n": 32, "stages": 2, **LAZY}, same),
-    "n48 plain": ({"tile_n": 48}, same),
+    "n48 plain": ({**PLAIN, "tile_n": 48}, same),
     "n48 lazy": ({"tile_n": 48, **LAZY}, same),
     "n96 8 warps lazy": ({"tile_n": 96, "warps": 8, **LAZY}, same),
 }
 D256 = {
-    "8 warps n64 plain": ({"warps": 8}, same),
+    "8 warps n64 plain": ({**PLAIN, "warps": 8}, same),
     "8 warps n64 lazy": ({"warps": 8, **LAZY}, same),
     "8 warps n80 lazy": ({"warps": 8, "tile_n": 80, **LAZY}, same),
-    "4 warps m64 n64 plain": ({"tile_m": 64}, same),
+    "4 warps m64 n64 plain": ({**PLAIN, "tile_m": 64}, same),
     "4 warps m64 n64 lazy": ({"tile_m": 64, **LAZY}, same),
     "4 warps m64 n32 2 stages lazy": ({"tile_m": 64, "tile_n": 32, "stages": 2, **LAZY}, same),
     "8 warps n32 2 stages lazy": ({"warps": 8, "tile_n": 32, "stages": 2, **LAZY}, same),
     "8 warps n48 2 stages lazy": ({"warps": 8, "tile_n": 48, "stages": 2, **LAZY}, same),
 }
 D64 = {
-    "n64 plain": ({"tile_n": 64}, same),
+    "n64 plain": ({**PLAIN, "tile_n": 64}, same),
     "n64 lazy": ({"tile_n": 64, **LAZY}, same),
-    "n64 2 stages plain": ({"tile_n": 64, "stages": 2}, same),
+    "n64 2 stages plain": ({**PLAIN, "tile_n": 64, "stages": 2}, same),
     "n64 2 stages lazy": ({"tile_n": 64, "stages": 2, **LAZY}, same),
-    "n112 plain": ({"tile_n": 112}, same),
+    "n112 plain": ({**PLAIN, "tile_n": 112}, same),
     "n96 2 stages lazy": ({"tile_n": 96, "stages": 2, **LAZY}, same),
     "m64 n64 2 stages lazy": ({"tile_m": 64, "stages": 2, **LAZY}, same),
     "n64 interleaved lazy": ({"tile_n": 64, **LAZY}, interleaved),
