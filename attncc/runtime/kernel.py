@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from attncc.diagnostics import AttnError, Diagnostic
 from attncc.ir.attention import Attention
@@ -54,7 +55,7 @@ class Kernel:
         """
         if return_lse and not self.has_lse:
             raise _no_lse(self.attention)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or type(q) is FakeTensor:
             check_names(self.attention, arguments)
             result = torch_op.traced(self, q, k, v, arguments)
             result = result if out is None else (out.copy_(result[0]), result[1])

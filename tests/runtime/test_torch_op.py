@@ -66,6 +66,19 @@ def test_fake_tensors_have_the_right_shapes():
     assert (lse.shape, lse.dtype) == ((3, 4, 8), torch.float32)
 
 
+def test_export_keeps_the_operator():
+    kernel = attncc.compile(PLAIN)
+
+    class Model(torch.nn.Module):
+        def forward(self, q, k, v):
+            return kernel(q, k, v)
+
+    q, k, v = operands(1, 5, 6)
+    exported = torch.export.export(Model(), (q, k, v), strict=False)
+    assert "attncc.attention" in str(exported.graph)
+    torch.testing.assert_close(exported.module()(q, k, v), kernel(q, k, v))
+
+
 def test_opcheck():
     kernel = attncc.compile(PLAIN)
     q, k, v = operands(1, 5, 6)
