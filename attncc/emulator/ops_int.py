@@ -25,7 +25,7 @@ def elementwise(k, instr, kind, function):
         def run(w):
             table = w.V[view]
             if w.mi == FULL:
-                function(table[a], table[b], table[d])
+                function(table[a], table[b], out=table[d])
             else:
                 function(table[a], table[b], out=table[d], where=lanes(w.mi))
         return run
