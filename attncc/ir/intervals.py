@@ -77,6 +77,10 @@ class Intervals:
         return rule(term) if rule else UNKNOWN
 
     def _int_load(self, term: Expr) -> Interval:
+        """What the caller promised, where nothing better is to be had. Without summaries there is nothing: a range that
+        follows from a promise alone may be far too wide, and lists of tiles do better."""
+        if self.summarise is None:
+            return UNKNOWN
         low, high = self.algebra.range(term)
         return (None if low is None else const(low)), (None if high is None else const(high))
 

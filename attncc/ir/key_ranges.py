@@ -159,6 +159,8 @@ class _Ranges:
             if out:
                 begin = self.algebra.maximum(begin, out[-1][1])
             end = self.algebra.maximum(begin, end)
+            if out and out[-1][1] is begin:
+                begin = out.pop()[0]
             if end is not begin:
                 out.append((begin, end))
         return tuple(out)

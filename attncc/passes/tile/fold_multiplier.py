@@ -38,9 +38,12 @@ _ELEMENT = var(ELEMENT, "float")
 def _split(expr: Expr) -> tuple[Expr, float]:
     """(g, c) with expr = c * g and the largest constant c > 0 that stands outside."""
     factor = 1.0
-    while expr.op in ("mul", "div") and expr.args[1].op == "const" and 0.0 < expr.args[1].value < float("inf"):
-        factor = factor * expr.args[1].value if expr.op == "mul" else factor / expr.args[1].value
-        expr = expr.args[0]
+    while expr.op in ("mul", "div"):
+        a, b = expr.args if expr.args[1].op == "const" or expr.op == "div" else expr.args[::-1]
+        if b.op != "const" or not 0.0 < b.value < float("inf"):
+            break
+        factor = factor * b.value if expr.op == "mul" else factor / b.value
+        expr = a
     return expr, factor
 
 

@@ -68,10 +68,8 @@ class _Hoist:
     def rewrite(self, expr: Expr) -> Expr:
         kind = dependence(expr, self.bound)
         if kind in (CONSTANT, HEAD, ROW, COLUMN):
-            if self.worth(expr, kind):
-                return self.name(expr, kind)
-            if kind != COLUMN or expr.op == "load":
-                return expr
+            inner = self.inside(expr) if kind == COLUMN else expr
+            return self.name(inner, kind) if self.worth(inner, kind) else inner
         return rebuild(expr, tuple(self.rewrite(a) for a in expr.args)) if expr.args else expr
 
     def worth(self, expr: Expr, kind: str) -> bool:
@@ -99,14 +97,14 @@ class _Hoist:
         return self.names[expr]
 
     def inside(self, expr: Expr) -> Expr:
-        """A row value with its own tile constants taken out."""
+        """A row or column value with its own tile constants taken out."""
         if not expr.args:
             return expr
         parts = []
         for a in expr.args:
             kind = dependence(a, self.bound)
             out = kind in (CONSTANT, HEAD) and self.worth(a, kind)
-            parts.append(self.name(a, kind) if out else self.inside(a) if kind == ROW else a)
+            parts.append(self.name(a, kind) if out else self.inside(a) if kind in (ROW, COLUMN) else a)
         return rebuild(expr, tuple(parts))
 
     def fresh(self, prefix: str) -> str:

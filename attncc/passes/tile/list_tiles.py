@@ -43,13 +43,19 @@ def list_tiles(program: TileProgram) -> TileProgram:
     bounded = tuple(e for e in found.unused if bounds.gains(e))
     if not bounded and not _too_long(found):
         return program
+    out = with_table(program)
+    return replace(out, remarks=out.remarks + _remarks(found, bounded, out.table))
+
+
+def with_table(program: TileProgram) -> TileProgram:
+    """The naive program with lists in place of its loop, whether it is worth it or not."""
     table = tile_table(program)
     body = program.segments[0].body
     segments = (
         _segment(PARTIAL, 0, table, body),
         _segment(FULL, 1, table, tuple(op for op in body if not isinstance(op, Mask))),
     )
-    return replace(program, segments=segments, table=table, remarks=program.remarks + _remarks(found, bounded, table))
+    return replace(program, segments=segments, table=table)
 
 
 def _too_long(found: KeyRanges) -> bool:

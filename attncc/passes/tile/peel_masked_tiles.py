@@ -41,7 +41,7 @@ def peel_masked_tiles(program: TileProgram) -> TileProgram:
     for begin, end in reversed(_within(_between(masked), (ZERO, var("kv_tiles")), algebra)):
         body = tuple(op for op in program.segments[0].body if not isinstance(op, Mask))
         segments.append(descending(FULL, names.of(begin), names.of(end), body, algebra))
-    return replace(names.finish(program), segments=tuple(segments))
+    return replace(names.finish(program), segments=tuple(segments) or program.segments)
 
 
 def _between(ranges: tuple[Range, ...]) -> tuple[Range, ...]:

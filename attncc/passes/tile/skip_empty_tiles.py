@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attncc.ir.algebra import Algebra
+from attncc.ir.expr import ZERO
 from attncc.ir.key_ranges import key_ranges, program_facts
 from attncc.ir.tile import PARTIAL, Remark, TileProgram
 from attncc.passes.tile.segments import Names, descending
@@ -19,7 +20,7 @@ def skip_empty_tiles(program: TileProgram) -> TileProgram:
         let name=bound_0, expr=min(q_tile + 1, kv_tiles)
         segment kind=partial, count=bound_0, tile=bound_0 - 1 - t
 
-    Applies to the naive program (one segment over all tiles); key tiles listed by a table are left alone.
+    A mask that keeps nothing leaves one segment without tiles. Applies to the naive program (one segment over all tiles); key tiles listed by a table are left alone.
     """
     if program.table is not None or len(program.segments) != 1:
         return program
@@ -29,6 +30,7 @@ def skip_empty_tiles(program: TileProgram) -> TileProgram:
     body = program.segments[0].body
     ends = [(names.of(begin), names.of(end)) for begin, end in found.kept]
     segments = tuple(descending(PARTIAL, begin, end, body, algebra) for begin, end in reversed(ends))
+    segments = segments or (descending(PARTIAL, ZERO, ZERO, body, algebra),)
     remarks = tuple(
         Remark("skip_empty_tiles", f"`{e}` gives no range of key tiles; the tiles that only it empties are visited")
         for e in found.unused
