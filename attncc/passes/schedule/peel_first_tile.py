@@ -50,7 +50,7 @@ def general_body(loops: tuple[l3.For, ...]) -> tuple | None:
 
     None when there is no such body: partial segments that differ, or full ones that do.
     """
-    bodies = dict.fromkeys(loop.body[1:] for loop in loops)
+    bodies = dict.fromkeys(loop.body[1:] if _names_tile(loop) else loop.body for loop in loops)
     masked = [body for body in bodies if any(isinstance(op, Mask) for op in body)]
     choice = masked or list(bodies)
     return choice[0] if len(choice) == 1 else None
@@ -70,8 +70,15 @@ def _first(loops: tuple[l3.For, ...], body: tuple) -> tuple:
     return (Let("kv_tile", tile), *rewrite(body, as_first))
 
 
+def _names_tile(loop: l3.For) -> bool:
+    """Whether the body begins with the tile's index. A role that uses it nowhere (a mask of no key index) has no such let."""
+    return isinstance(loop.body[0], Let) and loop.body[0].name == "kv_tile"
+
+
 def _tile(loop: l3.For) -> Expr:
-    """The index of the first tile of a loop."""
+    """The index of the first tile of a loop; 0 where the role does not ask for it."""
+    if not _names_tile(loop):
+        return ZERO
     return simplify(substitute(loop.body[0].expr, {loop.counter: ZERO}))
 
 
