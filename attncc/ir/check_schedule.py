@@ -1,6 +1,6 @@
 """Legality of an L3 schedule, checked after every pass.
 
-`check_schedule(schedule, target)` raises IllegalSchedule with every problem found. It looks at names and shapes, channels,
+`check_schedule(schedule, target)` raises IllegalProgram with every problem found. It looks at names and shapes, channels,
 barriers, roles, memory and registers, and at sample walks through each role's control flow: every name and register is
 bound before it is used, and channels are filled and emptied in turn and equally often. Orders that only some interleavings
 reach are the interpreter's business.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from attncc.ir import schedule as l3
 from attncc.ir.attention import SIZE_VARIABLES
+from attncc.ir.check_expr import IllegalProgram
 from attncc.ir.expr import tensors, variables
 from attncc.ir.schedule_ops import buffers_read, buffers_written, expressions, names_read, operations, shared_bytes
 from attncc.ir.schedule_walk import SAMPLES, walk_problems
@@ -29,23 +30,15 @@ OVERHEAD_REGISTERS = 24
 """Registers a thread needs beside its tiles: addresses, counters, positions in rings."""
 
 
-class IllegalSchedule(Exception):
-    """A schedule that breaks the rules of L3; `problems` lists what, a sentence each."""
-
-    def __init__(self, problems: tuple[str, ...]):
-        super().__init__("illegal schedule:\n" + "\n".join(f"  {p}" for p in problems))
-        self.problems = problems
-
-
 def check_schedule(schedule: l3.Schedule, target: Target | None = None) -> None:
-    """Raises IllegalSchedule unless `schedule` is legal; limits are those of `target`, not checked without one."""
+    """Raises IllegalProgram unless `schedule` is legal; limits are those of `target`, not checked without one."""
     problems = [*_names(schedule), *_roles(schedule), *_barriers(schedule), *_channels(schedule)]
     if not problems:
         problems += [*_bindings(schedule), *walk_problems(schedule, SAMPLES)]
     if target is not None:
         problems += [*_memory(schedule, target), *_registers(schedule, target)]
     if problems:
-        raise IllegalSchedule(tuple(dict.fromkeys(problems)))
+        raise IllegalProgram(f"L3 {schedule.attention.name}", *dict.fromkeys(problems))
 
 
 def _names(s: l3.Schedule) -> Iterator[str]:

@@ -11,7 +11,8 @@ from attncc.interp.reference import reference
 from attncc.interp.run_schedule import run_schedule
 from attncc.interp.schedule_machine import Fault
 from attncc.ir import schedule as l3
-from attncc.ir.check_schedule import IllegalSchedule, check_schedule
+from attncc.ir.check_expr import IllegalProgram
+from attncc.ir.check_schedule import check_schedule
 from attncc.ir.expr import const
 from attncc.ir.tile import SHARED, Let, Store
 from attncc.targets import get_target
@@ -256,7 +257,7 @@ CHECKED = {
 @pytest.mark.parametrize("what", sorted(CHECKED))
 def test_the_checker_finds_it_without_a_run(what):
     plant, text = CHECKED[what]
-    with pytest.raises(IllegalSchedule, match=text):
+    with pytest.raises(IllegalProgram, match=text):
         check_schedule(plant(schedule("dense", "hopper")), get_target("hopper"))
 
 
