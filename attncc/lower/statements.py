@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 from attncc.diagnostics import AttnError, Diagnostic, Span, did_you_mean, fail
 from attncc.ir.attention import REDUCTIONS, SIZE_VARIABLES, STORAGE_TYPES, Reduction, ScalarDecl, TargetHint, TensorDecl
 from attncc.ir.expr import BOOL, FLOAT, INT, TRUE, Expr, tensors, var, variables
+from attncc.ir.schedule import BLOCK_VARIABLES, GROUP_VARIABLE
+from attncc.ir.tile import TILE_COUNT, TILE_LIST, TILE_VARIABLES
 from attncc.lower.expressions import constant, typed
 from attncc.lower.fold import build
 from attncc.lower.session import Session
@@ -100,6 +103,21 @@ def _options(keywords, names, what: str) -> dict[str, tree.Keyword]:
 
 # Tensors and scalars
 
+CALL_ARGUMENTS = ("q", "k", "v", "out", "lse", "return_lse", "self")
+COMPILER_NAMES = (*TILE_VARIABLES, *BLOCK_VARIABLES, GROUP_VARIABLE, TILE_COUNT, TILE_LIST)
+
+
+def check_argument_name(statement: tree.Tensor | tree.Scalar) -> None:
+    """A tensor or scalar is passed by name, and a scalar is a variable of every IR level: neither may collide there."""
+    name, is_scalar = statement.name, isinstance(statement, tree.Scalar)
+    if name in CALL_ARGUMENTS:
+        message = f"`{name}` is an argument of every kernel and cannot be declared"
+    elif name in (TILE_COUNT, TILE_LIST) or is_scalar and (name in COMPILER_NAMES or re.fullmatch(r"[a-z]+_\d+", name)):
+        message = f"`{name}` is a name that the compiler uses itself"
+    else:
+        return
+    raise fail("E006", message, statement.span, hint=f"rename it, for example `my_{name}`")
+
 
 def shape_scope(scope: Scope, heads_q: object, heads_kv: object) -> Scope:
     """In a shape `b` is the batch size and `h`, `hkv` are the numbers of heads."""
@@ -110,6 +128,7 @@ def shape_scope(scope: Scope, heads_q: object, heads_kv: object) -> Scope:
 
 def tensor(statement: tree.Tensor, scope: Scope, session: Session) -> TensorDecl:
     """`scope` is that of `shape_scope`."""
+    check_argument_name(statement)
     if statement.dtype not in STORAGE_TYPES:
         hint = did_you_mean(statement.dtype, STORAGE_TYPES) or f"known are {', '.join(STORAGE_TYPES)}"
         raise fail("E203", f"unknown element type `{statement.dtype}`", statement.span, hint=hint)
@@ -157,6 +176,7 @@ def _range(node: tree.Range | None, kind: str, scope: Scope, session: Session) -
 
 
 def scalar(statement: tree.Scalar, scope: Scope, session: Session) -> ScalarDecl:
+    check_argument_name(statement)
     if statement.type not in (INT, FLOAT, BOOL):
         hint = did_you_mean(statement.type, (INT, FLOAT, BOOL)) or "write int, float or bool"
         raise fail("E112", f"unknown type `{statement.type}` of a scalar", statement.span, hint=hint)

@@ -160,7 +160,7 @@ class _Attention:
                 continue
             function = statements.tensor if isinstance(statement, tree.Tensor) else statements.scalar
             found = self.guard(function, statement, shape, self.session)
-            self.spans[statement.name] = statement.span
+            self.spans.setdefault(statement.name, statement.span)
             if isinstance(found, Broken):
                 bound[statement.name] = found
             elif isinstance(statement, tree.Tensor):

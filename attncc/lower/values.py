@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from attncc.ir.attention import TensorDecl
-from attncc.ir.expr import FLOAT, INT, ZERO, Expr, substitute, var
+from attncc.ir.expr import FLOAT, ZERO, Expr, substitute, var
 from attncc.syntax import names, tree
 
 SCORE = var("s", FLOAT)
@@ -86,11 +86,3 @@ def describe(value: Value) -> str:
     if isinstance(value, Pattern):
         return "a mask" if value.expr.type == "bool" else "a bias"
     return value.type if isinstance(value, Expr) else "an error"
-
-
-def is_const(value: Value) -> bool:
-    return isinstance(value, Expr) and value.op == "const"
-
-
-def is_int(value: Value) -> bool:
-    return isinstance(value, Expr) and value.type == INT

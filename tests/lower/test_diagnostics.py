@@ -37,6 +37,12 @@ def test_unknown_name_in_full():
         ("reduction softmax(sink = table[h, kv_idx])", "E101", ["`kv_idx` cannot be used", "whole row"]),
         ("scale 1.0 / q_idx", "E101", ["`q_idx` cannot be used in a compile-time value"]),
         ("tensor u: f32[q_idx]", "E101", ["shape or range of a tensor"]),
+        ("tensor q: f32[1]", "E006", ["argument of every kernel"]),
+        ("scalar out: int", "E006", ["argument of every kernel"]),
+        ("tensor tile_list: f32[1]", "E006", ["the compiler uses itself", "`my_tile_list`"]),
+        ("scalar q_tile: int", "E006", ["the compiler uses itself"]),
+        ("scalar t: int", "E006", ["the compiler uses itself"]),
+        ("scalar first_0: int", "E006", ["the compiler uses itself"]),
         # types
         ("mask causal + 1", "E102", ["`+` takes numbers, found bool and int"]),
         ("mask causal & causal", "E102", ["write `and` between bools"]),
