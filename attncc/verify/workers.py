@@ -10,10 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from attncc.verify.jobs import Job
 
 MODULE = "attncc.verify.worker"
+PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+START = "import sys, runpy; sys.path.insert(0, sys.argv[1]); runpy.run_module(sys.argv[2], run_name='__main__')"
+"""Starts a module of the same attncc as this one, wherever the process runs."""
 
 
 class Worker:
@@ -26,7 +30,10 @@ class Worker:
         """The worker's answer; {"ok": False, "error": ...} when it crashes or does not answer within `timeout` seconds."""
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                [sys.executable, "-c", START, PACKAGE_ROOT, MODULE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
             self.noise = _Tail(self.process.stderr)
         try:

@@ -92,3 +92,11 @@ def test_fuzz_for_a_moment(attncc):
     r = attncc("fuzz", "--seconds", "1", "--seed", "3")
     assert r.status == 0, r.out + r.err
     assert "results compared" in r.out
+
+
+@pytest.mark.slow
+def test_verify_compiles_without_a_device(attncc, tmp_path):
+    r = attncc("verify", ".", "--target", "ampere", "--compile-only", "--jobs", "1", "--json", "out.json")
+    assert r.status == 0, r.out + r.err
+    assert "1 right, 0 wrong, 0 failed, 0 refused of 1 kernels" in r.out
+    assert [row["spec"] for row in json.loads((tmp_path / "out.json").read_text())["rows"]] == ["little"]

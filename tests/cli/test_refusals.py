@@ -63,6 +63,18 @@ def test_a_bad_spec_shows_its_line(attncc, tmp_path):
     assert "bad.attn:5:" in r.err and "^^^^^^" in r.err
 
 
+@pytest.mark.parametrize("command", [("bench", "little.attn"), ("verify", "little.attn")])
+def test_commands_that_need_a_device(attncc, monkeypatch, command):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    r = attncc(*command)
+    assert r.status == 1 and "error[E606]: there is no CUDA device" in r.err
+
+
+def test_an_unknown_peer(attncc):
+    r = attncc("bench", "little.attn", "--peers", "fa5")
+    assert r.status == 1 and "did you mean `fa4`?" in r.err
+
+
 def test_files_that_are_no_text(attncc, tmp_path):
     (tmp_path / "noise.attn").write_bytes(bytes(range(256)))
     assert attncc("check", "noise.attn").status == 1

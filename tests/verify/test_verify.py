@@ -26,7 +26,6 @@ def job(name: str) -> Job:
 @pytest.fixture
 def fake(monkeypatch):
     monkeypatch.setattr(workers, "MODULE", "tests.verify.fake_worker")
-    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
 
 
 def test_answers_come_in_order(fake):
