@@ -80,14 +80,16 @@ def flex(c: Call) -> Callable[[], torch.Tensor]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     from attncc.bench.flex import score_and_mask
-    from attncc.ir.expr import TRUE
+    from attncc.ir.expr import TRUE, variables
 
     batch, seq_q, seq_kv = c.q.shape[0], c.q.shape[1], c.k.shape[1]
     sizes = {"batch": batch, "seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q}
     score_mod, mask_mod = score_and_mask(a, c.inputs, sizes, c.q.device)
     block_mask = None
     if a.mask is not TRUE:
-        block_mask = create_block_mask(mask_mod, batch, a.heads_q, seq_q, seq_kv, device=c.q.device)
+        used = variables(a.mask)
+        b, h = batch if "b" in used else None, a.heads_q if used & {"h", "hkv"} else None
+        block_mask = create_block_mask(mask_mod, b, h, seq_q, seq_kv, device=c.q.device, _compile=c.q.is_cuda)
     run = torch.compile(flex_attention, dynamic=False)
     q, k, v = (x.transpose(1, 2) for x in (c.q, c.k, c.v))
     options = {"score_mod": score_mod, "block_mask": block_mask, "scale": 1.0, "enable_gqa": a.group > 1}
