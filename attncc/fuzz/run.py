@@ -41,14 +41,15 @@ def fuzz(
     *,
     cases: int | None = None,
     directory: Path | str | None = None,
+    shrink_seconds: float = SHRINK_SECONDS,
     strategy=None,
     run: Callable[[Case], Report] | None = None,
 ) -> Summary:
-    """Runs random cases for `seconds`, or `cases` of them, or until one fails; a failure is shrunk for at most a minute.
+    """Runs random cases for `seconds`, or `cases` of them, or until one fails; a failure is shrunk.
 
     target     a name or several: the schedules of which targets are run too (None: all that can be emitted, () none)
     progress   called after every case with the number of cases so far and the seconds that have passed
-    directory  where the reproduction of a failure is written (None: nowhere)
+    directory  where the reproduction of a failure is written (None: nowhere); it is shrunk for `shrink_seconds` before
     strategy   of cases, `run` what is done with one: other searches with the same driver
 
     The same seed draws the same cases. Raises AttnError E501 when hypothesis is not installed.
@@ -56,7 +57,7 @@ def fuzz(
     _require_hypothesis()
     from attncc.fuzz.cases import cases as drawn
 
-    search = _Search(seconds, cases, progress, run or _runner(target))
+    search = _Search(seconds, cases, progress, run or _runner(target), shrink_seconds)
     search.go(strategy if strategy is not None else drawn(), seed)
     file = None
     if search.best is not None and directory is not None:
@@ -87,6 +88,10 @@ class _Failed(Exception):
     """Tells hypothesis that the case at hand fails."""
 
 
+def _fail() -> None:
+    raise _Failed  # in one place: hypothesis tells failures apart by their line
+
+
 @dataclass
 class _Search:
     """State of one search. `best` is the smallest case that fails at the stage where the first failure was."""
@@ -95,6 +100,7 @@ class _Search:
     wanted: int | None
     progress: Callable[[int, float], None] | None
     run: Callable[[Case], Report]
+    shrink_seconds: float = SHRINK_SECONDS
     started: float = field(default_factory=time.monotonic)
     count: int = 0
     compared: int = 0
@@ -142,17 +148,17 @@ class _Search:
             self.progress(self.count, self.elapsed())
         if report.finding is not None:
             self.best, self.failed_at = report.finding, time.monotonic()
-            raise _Failed
+            _fail()
 
     def shrink(self, case: Case) -> None:
-        if time.monotonic() - self.failed_at > SHRINK_SECONDS:
+        if time.monotonic() - self.failed_at > self.shrink_seconds:
             raise _Enough
         finding = self.run(case).finding
         if finding is None or finding.stage != self.best.stage:
             return
         if _weight(finding.case) <= _weight(self.best.case):
             self.best = finding
-        raise _Failed
+        _fail()
 
     def is_repetition(self, case: Case) -> bool:
         """Whether most lines of the text were in a recent one: hypothesis likes to change one thing at a time."""
