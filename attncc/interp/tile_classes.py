@@ -70,6 +70,8 @@ def _visited(program: ir.TileProgram, env, tensors) -> torch.Tensor:
     for segment in program.segments:
         count = evaluate(segment.count, here, tensors, valid=UNUSED)
         steps = int(count.max()) if count.numel() else 0
+        if bool((count < 0).any()):
+            raise AssertionError(f"a {segment.kind} segment of {a.name} has a negative count: {segment.count}")
         t = torch.arange(steps).view(1, 1, 1, 1, -1)
         tile = evaluate(segment.tile, dict(here, t=t), tensors, valid=UNUSED)
         live = (t < count).expand(*shape[:3], 1, steps)[..., 0, :]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attncc.ir.algebra import Algebra, Linear, conjoin, disjoin, linear, negate, number, to_expr
+from attncc.ir.algebra import LARGEST, Algebra, Linear, conjoin, disjoin, linear, negate, to_expr
 from attncc.ir.expr import BOOL, FALSE, FLOAT, INT, TRUE, ZERO, Expr, apply, const, select, variables
 
 Interval = tuple[Expr | None, Expr | None]
@@ -44,9 +44,9 @@ class Intervals:
             return expr, expr
         if expr.op == "var":
             return self.box[expr.value]
-        if self.wants_summary(expr) and (expr.type == FLOAT or len(linear(expr).terms) <= 1):
-            return self._summary(expr)
-        return self.of_form(linear(expr)) if expr.type == INT else self._float(expr)
+        if expr.type == INT:
+            return self.of_form(linear(expr))
+        return self._summary(expr) if self.wants_summary(expr) else self._float(expr)
 
     def wants_summary(self, expr: Expr) -> bool:
         """Whether `expr` varies along one axis and reads a tensor at varying indices."""
@@ -60,17 +60,27 @@ class Intervals:
         return self.summarise(expr, axis)
 
     def of_form(self, form: Linear) -> Interval:
-        """Bounds of a linear form."""
-        ends: list[Linear | None] = [number(form.constant), number(form.constant)]
-        for term, k in form.terms:
-            bounds = self.of(term) if term.op == "var" or not self.varies(term) else self._term(term)
+        """Bounds of a linear form. Terms that vary together and read a tensor get one summary for their sum."""
+        varying = Linear(tuple((t, k) for t, k in form.terms if self.varies(t)), 0)
+        ends: list[Linear | None] = [form.plus(varying, -1)] * 2
+        for part, k in self._parts(varying):
+            bounds = self.box[part.value] if part.op == "var" else self._term(part)
             for i, bound in enumerate(bounds if k > 0 else bounds[::-1]):
                 if ends[i] is not None:
                     ends[i] = None if bound is None else ends[i].plus(linear(bound), k)
         return tuple(None if e is None else to_expr(e) for e in ends)
 
+    def _parts(self, varying: Linear) -> list[tuple[Expr, int]]:
+        """The terms to bound one by one; a sum that wants a summary counts as one, its first coefficient positive."""
+        if len(varying.terms) > 1:
+            sign = 1 if varying.terms[0][1] > 0 else -1
+            whole = to_expr(varying.times(sign))
+            if self.wants_summary(whole):
+                return [(whole, sign)]
+        return list(varying.terms)
+
     def _term(self, term: Expr) -> Interval:
-        """Bounds of an int expression that is no sum."""
+        """Bounds of an int expression that is no sum, or of a sum to be summarised."""
         if self.wants_summary(term):
             return self._summary(term)
         rule = getattr(self, f"_int_{term.op}", None)
@@ -261,6 +271,8 @@ class Intervals:
             low, high = self.of(a)[0], self.of(b)[1]
             return TRUE if low is None or high is None else apply(op, low, high)
         left, right = _two_sides(linear(a).plus(linear(b), -1))
+        if abs(right.constant) > 2 * LARGEST:
+            return TRUE
         low, high = self.of_form(left)[0], self.of_form(right)[1]
         if low is None or high is None:
             return TRUE

@@ -11,10 +11,10 @@ the keys of neighbouring rows touch, the pieces hold no other tile columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Union
 
-from attncc.ir.algebra import Algebra, Linear, clamp, conjoin, linear, negate, number, to_expr
+from attncc.ir.algebra import LARGEST, Algebra, Linear, clamp, conjoin, is_clamp, linear, negate, number, to_expr
 from attncc.ir.expr import BOOL, INT, TRUE, ZERO, Expr, apply, select, variables
 from attncc.ir.intervals import Intervals, Summarise
 
@@ -107,6 +107,8 @@ def _comparison(op: str, a: Expr, b: Expr, algebra: Algebra) -> tuple[Conjunctio
     if a.type != INT:
         return ((apply(op, a, b),),)
     gap = tamed(linear(b).plus(linear(a), -1), algebra)
+    if abs(gap.constant) > 2 * LARGEST:
+        return ((apply(op, a, b),),)
     if op in ("eq", "ne") and _is_congruence(gap):
         return ((apply(op, a, b),),)
     if op == "eq":
@@ -119,11 +121,13 @@ def _comparison(op: str, a: Expr, b: Expr, algebra: Algebra) -> tuple[Conjunctio
 
 
 def tamed(gap: Linear, algebra: Algebra) -> Linear:
-    """Values known at run time only are clamped, so that bounds computed from them do not overflow."""
+    """Values known at run time only, and a constant beside plain positions, are clamped, so that bounds do not overflow."""
     out = gap
     for term, k in gap.terms:
         if abs(k) == 1 and term.op in ("var", "load") and algebra.range(term) == (None, None) and not variables(term) & _POSITIONS:
             out = out.without(term).plus(linear(clamp(term)), k)
+    if all(abs(k) == 1 and (t.op == "var" or is_clamp(t)) for t, k in out.terms):
+        out = replace(out, constant=max(min(out.constant, LARGEST), -LARGEST))
     return out
 
 
@@ -232,8 +236,18 @@ def piece(
             row_ends[solved[0] == "high"].append(solved[1])
     rows = algebra.maximum(*row_ends[0]), algebra.minimum(*row_ends[1])
     when = conjoin(when, algebra.le(*rows))
+    when = conjoin(when, *_nonempty_rows(joint, algebra))
     keys, lost = _keys(joint, rows, keys, algebra, summarise)
     return Piece(rows, keys, when, (*rest, *lost))
+
+
+def _nonempty_rows(joint, algebra: Algebra):
+    """Conditions under which a lower and an upper bound that keep their distance leave a key: a window of 0 keys leaves none."""
+    lows, highs = ([bound for _, (at, bound) in joint if at == side] for side in ("low", "high"))
+    for low in lows:
+        for high in highs:
+            if not variables(algebra.sub(high, low)) & INDICES:
+                yield algebra.le(low, high)
 
 
 def _decided(atom: Atom, algebra: Algebra) -> Expr:
