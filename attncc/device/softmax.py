@@ -14,7 +14,7 @@ and added over the quad only in `finalize`.
 
 import math
 
-from cutlass import Float32, Int32, range_constexpr, cute, range_constexpr
+from cutlass import Float32, Int32, cute, range_constexpr
 
 from attncc.device import arith
 
@@ -190,21 +190,22 @@ def convert(target, source):
 def finalize(accumulator, row_max, row_sum, lse, multiplier: float, sink=None):
     """accumulator := accumulator / l, lse := ln(2) * multiplier * m + ln(l); a row without any kept key becomes 0 and -inf.
 
-    `sink` holds a natural-logarithm score for each row that enters l but has no value.
+    `sink` holds a natural-logarithm score for each row that enters l but has no value; it is the lse of a row without any key.
     """
     for r in range(cute.size(row_sum)):
         top, length = row_max[r], quad_total(row_sum[r])
         empty = length == 0.0
         exponent = arith.select(empty, Float32(0.0), top * Float32(multiplier))
-        shrink = Float32(1.0)
+        shrink, nothing = Float32(1.0), -Float32.inf
         if sink is not None:
+            nothing = sink[r]
             extra = sink[r] * Float32(arith.LOG2_E)
             highest = arith.fmax(exponent, extra)
             shrink = arith.exp2(exponent - highest)
             length = length * shrink + arith.exp2(extra - highest)
             exponent = highest
         row_sum[r] = arith.select(empty, Float32(0.0), shrink * arith.reciprocal(length))
-        lse[r] = arith.select(empty, -Float32.inf, (exponent + arith.log2(length)) * Float32(LN_2))
+        lse[r] = arith.select(empty, nothing, (exponent + arith.log2(length)) * Float32(LN_2))
     rescale(accumulator, row_sum)
 
 

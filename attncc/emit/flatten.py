@@ -35,10 +35,10 @@ from attncc.emit.view import (
     printable,
 )
 from attncc.ir import schedule as l3
-from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, var
+from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, substitute, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
-from attncc.ir.schedule_ops import STATISTICS, operations
-from attncc.ir.tile import LSE, ColLet, RowLet, Store
+from attncc.ir.schedule_ops import STATISTICS, names_read, operations
+from attncc.ir.tile import LSE, ColLet, Mask, RowLet, Score, Store
 
 WARP = 32
 FIRST_BARRIER = 1
@@ -165,7 +165,7 @@ class Flattener:
             rows=role.rows_per_group // 8 // (group_threads // WARP),
             columns=scores[0] // 4 if scores else 0,
             head=tuple(self.step(op) for op in head),
-            steps=tuple(self.step(op) for op in body),
+            steps=self.steps(tuple(body)),
             products=tuple(Step(f"product_{m.a_space}", dataclasses.asdict(m)) for m in mmas),
             registers=self.registers(role, mmas),
             channels=tuple(c for c in self.channels.values() if c.name in used),
@@ -199,6 +199,9 @@ class Flattener:
                 steps.append(Step("declare_rows", fields))
         return tuple(steps)
 
+    def steps(self, body: tuple) -> tuple[Step, ...]:
+        return tuple(self.step(op) for op in inline_columns(body))
+
     def step(self, op) -> Step:
         """One operation: its fields, flattened."""
         handler = getattr(self, f"view_{macro_name(type(op))}", None)
@@ -214,7 +217,7 @@ class Flattener:
                 fields[f.name], fields[f"{f.name}_type"] = text, DSL_TYPES[value.type]
                 names = dataclasses.replace(names, temporary=f"e{self.count}{f.name}_")
             elif f.name == "body":
-                fields[f.name] = tuple(self.step(child) for child in value)
+                fields[f.name] = self.steps(value)
             else:
                 fields[f.name] = value
         return Step(macro, {**fields, **extra})
@@ -354,3 +357,28 @@ def buffers_of(body) -> frozenset[str]:
     if any(isinstance(op, l3.Finalize) for op in ops):
         named |= {*STATISTICS, LSE}
     return frozenset(named)
+
+
+def inline_columns(body: tuple) -> tuple:
+    """`body` with each ColLet that one operation beside it reads put into that operation.
+
+    Elements are visited column by column, so a column's number is still computed once, and it dies with its column instead of
+    taking a register until the tile is done.
+    """
+    lets = {op.name: op for op in body if isinstance(op, ColLet)}
+    readers = {name: [op for op in body if name in _reads(op)] for name in lets}
+    single = {name for name, found in readers.items() if len(found) == 1 and not hasattr(found[0], "body")}
+    out, bound = [], {}
+    for op in body:
+        if isinstance(op, (ColLet, Score, Mask)):
+            op = dataclasses.replace(op, expr=substitute(op.expr, bound))
+        if isinstance(op, ColLet) and op.name in single:
+            bound[op.name] = op.expr
+        else:
+            out.append(op)
+    return tuple(out)
+
+
+def _reads(op) -> frozenset[str]:
+    """Variables that an operation or what it holds reads."""
+    return frozenset().union(*(names_read(o) for o in operations((op,))))

@@ -43,10 +43,10 @@ SHAPES = ((1, 128, 128), (2, 127, 257), (1, 257, 129), (1, 1, 64), (2, 640, 1024
 def build(case: dict):
     """The compiled launch function and the schedule of a case."""
     from cutlass import cute
-    from tests.emit.schedules import causal, hopper_dense
 
     from attncc.emit import emit
     from attncc.runtime import fakes, load
+    from tests.emit.schedules import causal, hopper_dense
 
     options = dict(case)
     mask = {"mask": causal} if options.pop("causal", False) else {}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.gpu import try_hopper  # noqa: E402
+from tests.gpu import try_hopper
 
 SETS = {
     "d64": ({"dim_qk": 64, "heads": (32, 32)}, ((8192, False), (8192, True), (4096, True))),
@@ -84,7 +84,7 @@ def main() -> None:
             for option in OPTIONS:
                 try:
                     print(variant(name, tile, option), flush=True)
-                except Exception as error:
+                except (RuntimeError, ValueError) as error:
                     print(f"{name} {tile} {option}: {type(error).__name__} {str(error)[:200]}", flush=True)
 
 
