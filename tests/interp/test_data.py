@@ -20,11 +20,11 @@ tensor kept: bool[b, seq_kv]
 tensor free: f32[?]
 tensor big: f64[b, n + seq_q]
 scalar tau: float in 2.0..3.0
-scalar k: int in 3..5
+scalar limit: int in 3..5
 scalar j: int
 scalar on: bool
 bias table[h, names[b, kv_idx]] + gates[b, pages[b, q_idx]] * tau + free[0] + big[b, q_idx]
-mask kept[b, kv_idx] or doc[b, kv_idx] < k or on
+mask kept[b, kv_idx] or doc[b, kv_idx] < limit or on
 }"""
 
 
@@ -35,7 +35,7 @@ def test_arguments_fit_their_declarations():
         assert q.shape == (3, 33, 4, 16) and v.shape == (3, 50, 2, 8) and q.dtype == torch.float16
         check_inputs(a, q, k, v, inputs)
         assert inputs["names"].max() < 6 and inputs["pages"].max() < 50 and inputs["free"].shape == (64,)
-        assert 2.0 <= inputs["tau"] < 3.0 and inputs["k"] in (3, 4) and isinstance(inputs["on"], bool)
+        assert 2.0 <= inputs["tau"] < 3.0 and inputs["limit"] in (3, 4) and isinstance(inputs["on"], bool)
         assert torch.isfinite(reference(a, q, k, v, inputs)[0]).all()
 
 

@@ -157,7 +157,7 @@ def test_gradients_are_differences(body):
         assert math.isclose((grads[name] * direction).sum().item(), slope, rel_tol=1e-5, abs_tol=1e-7), name
 
 
-def test_gradients_also_flow_without_the_helper():
+def test_gradients_also_flow_by_autograd_alone():
     a = attention("tensor t: f32[h]\nbias t[h] * kv_idx")
     q, k, v, inputs = operands(a)
     leaves = [x.float().requires_grad_() for x in (q, k, v, inputs["t"])]
