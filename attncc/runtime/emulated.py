@@ -1,0 +1,30 @@
+"""A kernel's device code, run by the PTX emulator on CPU tensors."""
+
+from __future__ import annotations
+
+from attncc.emulator import Result, emulate, keep_ptx
+from attncc.runtime import build, load
+from attncc.runtime.build import Built
+from attncc.runtime.call import Caller
+from attncc.runtime.kernel import Kernel
+from attncc.runtime.launch import Launcher, gpu_launcher
+
+
+def emulate_calls(kernel: Kernel, chip: str | None = None, seeds: int = 1, trace: str | None = None) -> list[Result]:
+    """From now on, calls of `kernel` with CPU tensors run its compiled device code in the emulator, once per seed.
+
+    Returns the list that every call appends its Result to. `trace` is the path of a Perfetto file, written by each call.
+    """
+    stages = kernel.stages()
+    path = load.store(stages.source, stages.attention.name)
+    generated = load.module(path)
+    with keep_ptx():
+        compiled = build.compile_module(generated, stages.attention, build.options(chip or stages.target.archs[0]))
+    results: list[Result] = []
+
+    def launch(*arguments):
+        results.append(emulate(compiled, *arguments, seeds=seeds, trace=trace))
+
+    launcher: Launcher = gpu_launcher(Built(launch, path, tuple(generated.ARGUMENTS)), stages.schedule)
+    kernel.caller = Caller(kernel.attention, lambda device: launcher)
+    return results
