@@ -21,7 +21,8 @@ LAYERS = (
     ("attncc.draw",),
     ("attncc.emit",),
     ("attncc.device",),
-    ("attncc.runtime", "attncc.emulator"),
+    ("attncc.emulator",),
+    ("attncc.runtime",),
     ("attncc.driver",),
     ("attncc",),
     ("attncc.measure",),
@@ -35,6 +36,7 @@ LAYERS = (
 HEAVY = ("torch", "cutlass", "tvm_ffi", "cuda")
 HEAVY_ALLOWED = (
     "attncc.explain",
+    "attncc.draw",
     "attncc.interp", "attncc.device", "attncc.runtime", "attncc.emulator", "attncc.driver", "attncc.fuzz", "attncc.bench", "attncc.measure",
     "attncc.commands",
 )  # fmt: skip
