@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import weakref
 from collections.abc import Iterable
@@ -98,7 +99,7 @@ def _prepare(compiled, ptx: str | None) -> _Prepared:
 
 
 def emulate(compiled, *args, seeds: int | Iterable[int] = 1, trace: str | None = None, ptx: str | None = None,
-            stop_at_first: bool = True, limits: Limits = Limits()) -> Result:
+            stop_at_first: bool = True, clusters: int | None = None, limits: Limits = Limits()) -> Result:
     """Execute a compiled function on CPU tensors, once per seed, and report what is wrong with it.
 
     compiled: what `cute.compile` returned, compiled with --enable-tvm-ffi and its PTX kept (see `keep_ptx`).
@@ -107,9 +108,11 @@ def emulate(compiled, *args, seeds: int | Iterable[int] = 1, trace: str | None =
     trace: path of a Perfetto JSON file to write (first seed).
     ptx: PTX text to run in place of the compiled one (same kernels and parameters), to try a change.
     stop_at_first: stop after the first seed with an error.
+    clusters: run only so many clusters (CTAs) of the last launch, picked by the seed: the rest of the output is not written.
     Raises PtxError for PTX it does not know.
     """
     start = time.perf_counter()
+    limits = limits if clusters is None else dataclasses.replace(limits, clusters=clusters)
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     prepared = _prepare(compiled, ptx)
     tensors = tensors_in(args, prepared.host.names)
@@ -125,7 +128,7 @@ def emulate(compiled, *args, seeds: int | Iterable[int] = 1, trace: str | None =
         result.steps += _run_launches(prepared, launches, memory, log, limits, trace if number == 0 else None)
         result.findings.extend(f for f in log.items if not _known(result.findings, f))
         after = [r.data.copy() for r in memory.regions]
-        if outcome is not None and not all(np.array_equal(a, b) for a, b in zip(outcome, after)):
+        if clusters is None and outcome is not None and not all(np.array_equal(a, b) for a, b in zip(outcome, after)):
             result.deterministic = False
         outcome = after
         if stop_at_first and log.errors():
@@ -144,9 +147,10 @@ def _run_launches(prepared, launches, memory: GlobalMemory, log: FindingLog, lim
     from attncc.emulator.trace import Trace
     trace, steps = (Trace() if trace_path else None), 0
     _add_module_symbols(prepared.module, memory)
-    for launch in launches:
+    for number, launch in enumerate(launches):
         program = prepared.program(launch.kernel)
-        machine = Machine(program, launch, memory, log, limits, trace)
+        own = limits if number == len(launches) - 1 else dataclasses.replace(limits, clusters=None)
+        machine = Machine(program, launch, memory, log, own, trace)
         for region in memory.regions:
             region.shadow = Shadow(machine, region.name, len(region.data), _granule(region), initialised=True)
         with np.errstate(all="ignore"):

@@ -29,3 +29,8 @@ def pack(array: np.ndarray) -> int:
 def first(mask: int) -> int:
     """Lowest lane of a non-empty mask."""
     return (mask & -mask).bit_length() - 1
+
+
+def some(array: np.ndarray) -> bool:
+    """Is any element of a bool array true? (Several times faster than .any() on 32 lanes.)"""
+    return b"\x01" in array.tobytes()

@@ -49,11 +49,16 @@ class AsyncOp:
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a run may go."""
+    """How far a run may go.
+
+    max_steps: warp instructions of one launch. idle_steps: instructions without any effect before a livelock is reported.
+    resident_clusters: how many run side by side. clusters: run only so many of the last launch's, picked by the seed.
+    """
 
     max_steps: int = 200_000_000
     idle_steps: int = 400_000
     resident_clusters: int = 2
+    clusters: int | None = None
 
 
 class Machine:
@@ -183,7 +188,10 @@ class Machine:
 
     def _cluster_indices(self) -> list[tuple[int, int, int]]:
         counts = [-(-g // c) for g, c in zip(self.launch.grid, self.launch.cluster)]
-        return [(x, y, z) for z in range(counts[2]) for y in range(counts[1]) for x in range(counts[0])]
+        every = [(x, y, z) for z in range(counts[2]) for y in range(counts[1]) for x in range(counts[0])]
+        if self.limits.clusters is None or len(every) <= self.limits.clusters:
+            return every
+        return sorted(self.rng.sample(every, self.limits.clusters), key=every.index)
 
     def _schedule(self, active: list[Cluster], more: bool) -> None:
         """Run warps until some cluster finishes."""

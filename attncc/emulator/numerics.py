@@ -10,8 +10,11 @@ import functools
 
 import numpy as np
 
+from attncc.emulator.lanes import some
+
 F32 = np.float32
 U32 = np.uint32
+EXPONENT = U32(0x7F800000)
 
 
 def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
@@ -27,7 +30,17 @@ def f32_to_bf16(x: np.ndarray, rounding: str = "rn") -> np.ndarray:
     else:
         out = (bits >> U32(16)).astype(np.uint16)
     nan = (bits & U32(0x7FFFFFFF)) > U32(0x7F800000)
-    return np.where(nan, np.uint16(0x7FFF), out) if nan.any() else out
+    return np.where(nan, np.uint16(0x7FFF), out) if some(nan) else out
+
+
+def bf16_pair(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Two uint32 rows of float32 bits -> packed bf16 pairs, round to nearest even."""
+    bits = np.array((low, high))
+    nan = (bits & U32(0x7FFFFFFF)) > EXPONENT
+    bits += U32(0x7FFF) + ((bits >> U32(16)) & U32(1))
+    if some(nan):
+        bits[nan] = U32(0x7FFF0000)
+    return (bits[0] >> U32(16)) | (bits[1] & U32(0xFFFF0000))
 
 
 def f16_to_f32(bits: np.ndarray) -> np.ndarray:
@@ -99,8 +112,8 @@ def f32_to_small(name: str, x: np.ndarray, satfinite: bool = True) -> np.ndarray
 
 def flush(x: np.ndarray) -> np.ndarray:
     """`.ftz`: subnormal float32 values become zeros of the same sign."""
-    tiny = np.abs(x) < F32(1.17549435e-38)
-    return np.where(tiny, np.copysign(F32(0), x), x) if tiny.any() else x
+    zero_exponent = (x.view(np.uint32) & EXPONENT) == 0
+    return np.where(zero_exponent, np.copysign(F32(0), x), x) if some(zero_exponent) else x
 
 
 def fma_f32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -109,7 +122,7 @@ def fma_f32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     total = product + c
     bits = total.view(np.uint64)
     risky = ((bits & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)) | (np.abs(total) < 1.2e-38)
-    if risky.any():
+    if some(risky):
         total = _round_to_odd(product, c.astype(np.float64), total)
     return total.astype(np.float32)
 

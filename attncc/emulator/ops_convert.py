@@ -155,6 +155,9 @@ def _cvt_pair(k, instr, out, rounding, opts):
     if out == "ue8m0x2":
         raise k.fail("cvt to ue8m0x2 is not supported")
 
+    if out == "bf16x2" and rounding == "rn" and not any(opts.values()):
+        return lambda w: put(w, "u32", d, nm.bf16_pair(w.V["u32"][a], w.V["u32"][b]))
+
     def run(w):
         high = _narrow(out, w.V["f32"][a], rounding, opts).astype(np.uint32)
         low = _narrow(out, w.V["f32"][b], rounding, opts).astype(np.uint32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from attncc.emulator.decode import VIEW, op, put
+from attncc.emulator.lanes import FULL, lanes, some
 from attncc.emulator.numerics import _round_to_odd, flush, fma_f32, round_f32
 
 ROUND = ("rn", "rz", "rm", "rp", "rna")
@@ -40,14 +41,15 @@ def _directed(name, rounding):
 
 def _ieee_max(a, b, pick, nan):
     """max/min: NaN loses unless `.NaN`; +0 is larger than -0."""
-    value = pick(a, b)
-    both_zero = (a == 0) & (b == 0)
-    if both_zero.any():
+    if nan:
+        value = pick(a, b)
+    else:
+        value = np.fmax(a, b) if pick is np.maximum else np.fmin(a, b)
+    zero = value == 0
+    if some(zero):
+        both_zero = (a == 0) & (b == 0)
         sign = np.signbit(a) & np.signbit(b) if pick is np.maximum else np.signbit(a) | np.signbit(b)
         value = np.where(both_zero, np.copysign(np.float32(0), np.where(sign, -1, 1)).astype(a.dtype), value)
-    if nan:
-        return value
-    value = np.where(np.isnan(a), b, np.where(np.isnan(b), a, value))
     return value
 
 
@@ -82,6 +84,8 @@ def float_binary(k, instr, m, kind, name):
     sources = [k.src(o, kind) for o in instr.ops[1:]]
     d = k.dst(instr.ops[0], kind)
     plain = not ftz and not sat
+    if plain and isinstance(function, np.ufunc) and len(sources) == 2:
+        return _plain(view, d, *sources, function)
 
     def run(w):
         table = w.V[view]
@@ -90,6 +94,17 @@ def float_binary(k, instr, m, kind, name):
         for extra in values[2:]:
             value = function(value, extra)
         put(w, view, d, value if plain else _finish(value, ftz, sat))
+    return run
+
+
+def _plain(view, d, a, b, function):
+    """A ufunc straight into the destination."""
+    def run(w):
+        table = w.V[view]
+        if w.mi == FULL:
+            function(table[a], table[b], out=table[d])
+        else:
+            function(table[a], table[b], out=table[d], where=lanes(w.mi))
     return run
 
 

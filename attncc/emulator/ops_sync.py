@@ -265,7 +265,10 @@ def _wait(k, instr, m, what):
     def run(w):
         where, tokens = address(w), w.V[view][token]
         done, waits = np.zeros(32, bool), None
-        for key in {(int(where[i]), int(tokens[i])) for i in active(w)}:
+        lead = first(w.mi)
+        same = (where == where[lead]).all() and (tokens == tokens[lead]).all()
+        who = (lead,) if same else active(w)
+        for key in {(int(where[i]), int(tokens[i])) for i in who}:
             barrier = barrier_at(w, key[0])
             if barrier is None:
                 done |= where == key[0]
