@@ -7,6 +7,7 @@ holds for sequence lengths up to 2**29; `Algebra.trusted` says whether an expres
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from attncc.ir.expr import (
@@ -59,38 +60,36 @@ def number(value: int) -> Linear:
     return Linear((), value)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def linear(expr: Expr) -> Linear:
     """The linear form of an int expression. Shifts and low-bit masks by constants become products, `//` and `%`."""
-    done: dict[Expr, Linear] = {}
-    for node in walk(expr):
-        if node.type == INT:
-            done[node] = _form(node, done)
-    return done[expr]
-
-
-def _form(node: Expr, done: dict[Expr, Linear]) -> Linear:
-    if node.op == "const":
-        return number(node.value)
-    if node.op in ("add", "sub"):
-        return done[node.args[0]].plus(done[node.args[1]], 1 if node.op == "add" else -1)
-    if node.op == "neg":
-        return done[node.args[0]].times(-1)
-    if node.op == "bitnot":
-        return number(-1).plus(done[node.args[0]], -1)
-    if node.op == "mul":
-        a, b = (done[x] for x in node.args)
+    if expr.op == "const":
+        return number(expr.value)
+    if expr.op in ("add", "sub"):
+        return linear(expr.args[0]).plus(linear(expr.args[1]), 1 if expr.op == "add" else -1)
+    if expr.op == "neg":
+        return linear(expr.args[0]).times(-1)
+    if expr.op == "bitnot":
+        return number(-1).plus(linear(expr.args[0]), -1)
+    if expr.op == "mul":
+        a, b = (linear(x) for x in expr.args)
         if not a.terms or not b.terms:
             return b.times(a.constant) if not a.terms else a.times(b.constant)
-    shift = _constant(node, 1) if node.op in ("shl", "shr") else None
+    return _power_of_two(expr) or Linear(((expr, 1),), 0)
+
+
+def _power_of_two(expr: Expr) -> Linear | None:
+    """Shifts by a constant, and `&` with low bits, in terms of `*`, `//` and `%`."""
+    shift = _constant(expr, 1) if expr.op in ("shl", "shr") else None
     if shift is not None and 0 <= shift < 31:
-        if node.op == "shl":
-            return done[node.args[0]].times(2**shift)
-        return Linear(((floordiv(node.args[0], 2**shift), 1),), 0)
-    if node.op == "bitand":
-        for x, m in (node.args, node.args[::-1]):
+        if expr.op == "shl":
+            return linear(expr.args[0]).times(2**shift)
+        return Linear(((floordiv(expr.args[0], 2**shift), 1),), 0)
+    if expr.op == "bitand":
+        for x, m in (expr.args, expr.args[::-1]):
             if m.op == "const" and m.value >= 0 and (m.value & (m.value + 1)) == 0:
                 return Linear(((apply("mod", x, m.value + 1), 1),), 0)
-    return Linear(((node, 1),), 0)
+    return None
 
 
 def _constant(node: Expr, i: int) -> int | None:
