@@ -26,12 +26,14 @@ class Tiles:
 def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: int = 0) -> int:
     """Registers of a thread for S and O (float32), P (16 bit) and `extra` numbers for each of the thread's columns.
 
-    All are alive together where softmax of one tile overlaps the second product of the tile before.
+    All are alive together where softmax of one tile overlaps the second product of the tile before; else P comes after the rest.
     """
     threads = target.group_warps * WARP_THREADS
     scores = group_rows * tile_n // threads
     output = group_rows * target.pad(dim_v) // threads
-    return scores + output + scores // 2 + extra * (tile_n // COLUMN_THREADS)
+    columns = extra * (tile_n // COLUMN_THREADS)
+    weights = scores // 2
+    return scores + output + (weights + columns if target.has("async_mma") else max(weights, columns))
 
 
 def shared_memory(target: Target, dim_qk: int, dim_v: int, dtype: str, tile_m: int, tile_n: int, stages: int) -> int:

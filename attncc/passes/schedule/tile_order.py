@@ -1,25 +1,32 @@
 """Starts the longest query tiles first, where later query tiles have more key tiles (causal masks).
 
     before  grid = (q_tiles, heads_q, batch)     q_tile = block_x; h = block_y; b = block_z
-    after   grid = (heads_q, batch, q_tiles)     q_tile = q_tiles - 1 - block_z; h = block_x; b = block_y
+    after   grid = (heads_together, q_tiles, batch * sections)     q_tile = q_tiles - 1 - block_y
+            h = block_z % sections * heads_together + block_x; b = block_z // sections
 
-Blocks start in the order of their indices, so long tiles of all heads go first and short ones fill the end (longest
-processing time first, Graham 1969). Without this pass blocks start in the order of the rows, and the last to start are the longest.
+Blocks start in the order of their indices: long tiles go first and short ones fill the end (longest processing time first,
+Graham 1969). Heads are taken in sections whose keys and values stay in the L2 cache together; the section gets smaller as
+seq_kv grows. Without this pass blocks start in the order of the rows, and the last to start are the longest.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+from attncc.formats import bytes_of
 from attncc.ir import schedule as l3
-from attncc.ir.expr import ONE, const, sub, var
+from attncc.ir.expr import ONE, Expr, add, apply, const, floordiv, mul, select, sub, var
 from attncc.ir.schedule_ops import compute_role, number, operations
+from attncc.ir.simplify import simplify
 from attncc.ir.tile import Let
 from attncc.lower.tile_to_schedule import TOTAL
 from attncc.targets import Target
 
 SAMPLE = 4096
 """The length at which the work of the first and the last query tile are compared."""
+TOGETHER, SECTIONS = "heads_together", "sections"
+CACHE_SHARE = 0.6
+"""Part of the L2 cache that keys and values of a section may fill; queries and outputs pass through it as well."""
 
 
 def tile_order(schedule: l3.Schedule, target: Target) -> l3.Schedule:
@@ -28,10 +35,30 @@ def tile_order(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     first, last = (key_tiles(schedule, SAMPLE, SAMPLE, tile) for tile in (0, tiles - 1))
     if first is None or last is None or last <= first:
         return schedule
-    places = {"q_tile": sub(sub(var("q_tiles"), ONE), var("block_z")), "h": var("block_x"), "b": var("block_y")}
+    heads = const(schedule.attention.heads_q)
+    together = heads_together(schedule, target)
+    places = {
+        "q_tile": sub(sub(var("q_tiles"), ONE), var("block_y")),
+        "h": add(mul(apply("mod", var("block_z"), var(SECTIONS)), var(TOGETHER)), var("block_x")),
+        "b": floordiv(var("block_z"), var(SECTIONS)),
+    }
     prelude = tuple(Let(op.name, places.get(op.name, op.expr)) for op in schedule.prelude)
-    grid = (const(schedule.attention.heads_q), var("batch"), var("q_tiles"))
-    return dataclasses.replace(schedule, grid=grid, prelude=prelude)
+    lets = (Let(TOGETHER, together), Let(SECTIONS, simplify(floordiv(heads, together))))
+    grid = (together, var("q_tiles"), simplify(mul(var("batch"), floordiv(heads, together))))
+    return dataclasses.replace(schedule, grid=grid, prelude=lets + prelude)
+
+
+def heads_together(schedule: l3.Schedule, target: Target) -> Expr:
+    """Query heads of a section: all that share as many key/value heads as the cache holds at this seq_kv, at least one."""
+    a = schedule.attention
+    per_key = bytes_of(a.dtype) * (a.dim_qk + a.dim_v)
+    size: Expr = const(a.group)
+    kv_heads = 2
+    while a.heads_kv % kv_heads == 0:
+        longest = int(CACHE_SHARE * target.rates.l2_bytes) // (kv_heads * per_key)
+        size = select(apply("le", var("seq_kv"), const(longest)), const(kv_heads * a.group), size)
+        kv_heads *= 2
+    return size
 
 
 def key_tiles(schedule: l3.Schedule, seq_q: int, seq_kv: int, q_tile: int) -> int | None:

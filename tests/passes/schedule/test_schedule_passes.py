@@ -4,6 +4,7 @@
 anew with `python -m tests.passes.schedule.test_schedule_passes` and read the difference.
 """
 
+import dataclasses
 import difflib
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from attncc.interp.data import make_inputs
 from attncc.interp.explore_schedule import explore
 from attncc.interp.reference import reference
 from attncc.interp.run_schedule import run_schedule
+from attncc.interp.schedule_trace import blocks_of, call_of
 from attncc.ir import schedule as l3
-from attncc.ir.schedule_ops import compute_role, operations
-from attncc.ir.text import format_program, parse_program
+from attncc.ir.schedule_ops import compute_role, number, operations
+from attncc.ir.text import format_expr, format_program, parse_program
+from attncc.passes.schedule.place_copy_waits import place_copy_waits
+from attncc.passes.schedule.tile_order import heads_together
 from attncc.targets import TARGETS
 from tests.schedules import attention, schedule
 
@@ -125,8 +129,25 @@ def test_prefetching_moves_copies_before_their_waits():
 
 
 def test_long_tiles_start_first_only_where_work_grows():
-    assert "block_z" in format_program(schedule("causal", "hopper")).split("name=q_tile,")[1].splitlines()[0]
-    assert "block_x" in format_program(schedule("dense", "hopper")).split("name=q_tile,")[1].splitlines()[0]
+    lets = {op.name: op.expr for op in schedule("causal", "hopper").prelude}
+    assert format_expr(lets["q_tile"]) == "q_tiles - 1 - block_y"
+    lets = {op.name: op.expr for op in schedule("dense", "hopper").prelude}
+    assert format_expr(lets["q_tile"]) == "block_x"
+
+
+def test_sections_hold_the_keys_that_fit_the_cache():
+    a = dataclasses.replace(attention("causal"), heads_q=32, heads_kv=16, dim_qk=128, dim_v=128)
+    size = heads_together(dataclasses.replace(schedule("causal", "hopper"), attention=a), TARGETS["hopper"])
+    found = [number(size, {"seq_kv": n}) for n in (100, 1024, 4096, 8192, 16384, 65536)]
+    assert found == [32, 32, 16, 8, 4, 2]
+
+
+def test_every_block_of_a_section_order_is_another_tile():
+    a = attention("causal")
+    call = call_of(schedule("causal", "hopper"), 3, 300, 300, {}, torch.float64)
+    blocks = blocks_of(schedule("causal", "hopper"), call)
+    places = {tuple(int(blocks[n][i]) for n in ("b", "h", "q_tile")) for i in range(blocks["b"].shape[0])}
+    assert places == {(b, h, t) for b in range(3) for h in range(a.heads_q) for t in range(3)}
 
 
 def test_guards_stay_where_a_row_may_have_no_key():
@@ -136,10 +157,7 @@ def test_guards_stay_where_a_row_may_have_no_key():
 
 def test_more_stages_change_the_waits_of_a_role_that_copies_for_itself():
     """With two stages a K is still in flight behind the one that is waited for."""
-    from dataclasses import replace
-
-    from attncc.passes.schedule.place_copy_waits import place_copy_waits
-
+    replace = dataclasses.replace
     base = schedule("causal", "ampere", until="place_copy_waits")
     deep = replace(
         base,
