@@ -3,8 +3,6 @@
 import ast
 import re
 
-import pytest
-
 from tests.architecture.sources import PACKAGE, ROOT, imports, module, name, python_files, tree
 
 LAYERS = (
@@ -54,27 +52,29 @@ def level(entry: str) -> int:
     return next(i for i, row in enumerate(LAYERS) if entry in row)
 
 
-@pytest.mark.parametrize("path", python_files(), ids=name)
-def test_imports_point_one_way(path):
-    here = package(module(path))
+def test_imports_point_one_way():
     wrong = []
-    for line, target in imports(path):
-        there = package(target) if target.startswith("attncc.") else None
-        if there is None or there == here or level(there) < level(here):
-            continue
-        wrong.append(f"{name(path)}:{line} imports {target}")
+    for path in python_files():
+        here = package(module(path))
+        for line, target in imports(path):
+            there = package(target) if target.startswith("attncc.") else None
+            if there not in (None, here) and level(there) >= level(here):
+                wrong.append(f"{name(path)}:{line} imports {target}")
     assert not wrong, (
         "\n".join(wrong)
-        + f"\n`{here}` may import only what stands below it in LAYERS. Move the function down to the layer "
+        + "\nA package may import only what stands below it in LAYERS. Move the function down to the layer "
         "that both need, or pass the value in as an argument."
     )
 
 
-@pytest.mark.parametrize("path", python_files(), ids=name)
-def test_nothing_before_the_runtime_imports_torch_or_cutlass(path):
-    if package(module(path)) in HEAVY_ALLOWED:
-        return
-    wrong = [f"{name(path)}:{line} imports {target}" for line, target in imports(path) if target.split(".")[0] in HEAVY]
+def test_nothing_before_the_runtime_imports_torch_or_cutlass():
+    wrong = [
+        f"{name(path)}:{line} imports {target}"
+        for path in python_files()
+        if package(module(path)) not in HEAVY_ALLOWED
+        for line, target in imports(path)
+        if target.split(".")[0] in HEAVY
+    ]
     assert not wrong, "\n".join(wrong) + "\nThe compiler up to the generated text needs neither torch nor cutlass."
 
 
@@ -97,11 +97,14 @@ def words(path) -> list[tuple[int, str]]:
     return found
 
 
-@pytest.mark.parametrize("path", python_files(), ids=name)
-def test_chips_are_named_only_where_they_are_described(path):
-    if name(path).startswith(CHIPS_ALLOWED):
-        return
-    wrong = [f"{name(path)}:{line}: {text[:60]!r}" for line, text in words(path) if CHIPS.search(text)]
+def test_chips_are_named_only_where_they_are_described():
+    wrong = [
+        f"{name(path)}:{line}: {text[:60]!r}"
+        for path in python_files()
+        if not name(path).startswith(CHIPS_ALLOWED)
+        for line, text in words(path)
+        if CHIPS.search(text)
+    ]
     assert not wrong, (
         "\n".join(wrong)
         + "\nAsk the target for a capability (attncc/targets), or put the choice in attncc/pipeline.py: a new "
