@@ -49,7 +49,7 @@ def _split(program: TileProgram, target: Target) -> tuple[int, int]:
     a = program.attention
     asked = hints(a, target).warp_groups
     possible = tuple(s for s in splits(target, program.tile_m) if asked in (None, s[0]))
-    fitting = computing_groups(target, program.tile_m, program.tile_n, a.dim_v, element_cost(a).columns, asked)
+    fitting = computing_groups(target, program.tile_m, program.tile_n, a.dim_v, element_cost(a), asked)
     if not possible:
         raise ValueError(f"a tile of {program.tile_m} rows cannot be split among the groups of target {target.name}")
     return fitting or possible[-1]

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 from attncc.formats import bytes_of
 from attncc.ir.attention import Attention, TargetHint
+from attncc.targets.cost import ElementCost
 from attncc.targets.target import WARP_THREADS, Target
 
+PLAIN = ElementCost()
+"""A score that is only scaled, and no mask."""
+ORDER_REGISTERS = 24
 COLUMN_THREADS = 4
 """Threads of a warp that share a row of an accumulator: each holds a quarter of the columns."""
 
@@ -23,17 +27,22 @@ class Tiles:
     stages: int
 
 
-def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: int = 0) -> int:
-    """Registers of a thread for S and O (float32), P (16 bit) and `extra` numbers for each of the thread's columns.
+def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: ElementCost = PLAIN) -> int:
+    """Registers of a thread for S and O (float32), P (16 bit), and what score and mask keep besides.
 
-    All are alive together where softmax of one tile overlaps the second product of the tile before; else P comes after the rest.
+    That is a number for each of the thread's columns and one for each gathered element. With asynchronous products P is alive
+    along with them (it belongs to the tile before), with synchronous ones it comes after; there the compiler keeps
+    the mask's column values too, and needs room to order the instructions of a long score.
     """
     threads = target.group_warps * WARP_THREADS
     scores = group_rows * tile_n // threads
     output = group_rows * target.pad(dim_v) // threads
-    columns = extra * (tile_n // COLUMN_THREADS)
-    weights = scores // 2
-    return scores + output + (weights + columns if target.has("async_mma") else max(weights, columns))
+    kept = extra.columns * (tile_n // COLUMN_THREADS) + extra.gathers * scores
+    if target.has("async_mma"):
+        return scores + output + scores // 2 + kept
+    kept += extra.mask_columns * (tile_n // COLUMN_THREADS)
+    slack = ORDER_REGISTERS if extra.instructions or extra.mask_columns else 0
+    return scores + output + max(scores // 2, kept) + slack
 
 
 def shared_memory(target: Target, dim_qk: int, dim_v: int, dtype: str, tile_m: int, tile_n: int, stages: int) -> int:
@@ -53,7 +62,7 @@ def splits(target: Target, tile_m: int) -> tuple[tuple[int, int], ...]:
 
 
 def computing_groups(
-    target: Target, tile_m: int, tile_n: int, dim_v: int, extra: int = 0, asked: int | None = None
+    target: Target, tile_m: int, tile_n: int, dim_v: int, extra: ElementCost = PLAIN, asked: int | None = None
 ) -> tuple[int, int] | None:
     """The first of `splits` whose fragments fit the registers, with `asked` groups if given; None when there is none."""
     for groups, rows in splits(target, tile_m):

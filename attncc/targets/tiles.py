@@ -55,7 +55,7 @@ def candidates(attention: Attention, target: Target) -> tuple[Tiles, ...]:
 
 def _shapes(a: Attention, target: Target, tile_m: int, tile_n: int):
     """The splits of one tile that are legal."""
-    extra = element_cost(a).columns
+    extra = element_cost(a)
     groups_hint = hints(a, target).warp_groups
     for groups, rows in splits(target, tile_m):
         if groups_hint not in (None, groups):
