@@ -41,7 +41,6 @@ class Kernel:
         self._stages: dict[str, Stages] = {}
         self._built: dict[tuple[str, str], Built] = {}
         self._launchers: dict[str, Launcher] = {}
-        torch_op.register(self)
 
     def __call__(self, q, k, v, return_lse: bool = False, out=None, **arguments):
         """Attention of q with k and v.

@@ -15,8 +15,9 @@ KERNELS: dict[str, object] = {}
 """Kernels that a graph refers to, by name; a graph may outlive the caller's reference."""
 
 
+@torch.compiler.assume_constant_result
 def register(kernel) -> str:
-    """The name under which graphs refer to `kernel` (a driver.Kernel)."""
+    """The name under which graphs refer to `kernel` (a runtime.kernel.Kernel); runs while the graph is traced."""
     KERNELS[kernel.key] = kernel
     return kernel.key
 
@@ -27,7 +28,7 @@ def traced(kernel, q, k, v, given) -> tuple[torch.Tensor, torch.Tensor]:
     tensors = [given[t.name] for t in a.tensors]
     ints = [int(given[s.name]) for s in a.scalars if s.type != "float"]
     floats = [float(given[s.name]) for s in a.scalars if s.type == "float"]
-    return torch.ops.attncc.attention(q, k, v, tensors, ints, floats, kernel.key)
+    return torch.ops.attncc.attention(q, k, v, tensors, ints, floats, register(kernel))
 
 
 def _call(q, k, v, tensors, ints, floats, kernel):

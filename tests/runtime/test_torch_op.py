@@ -5,6 +5,7 @@ import torch
 
 import attncc
 from attncc.diagnostics import AttnError
+from attncc.runtime.torch_op import KERNELS, register
 from tests.runtime.specs import PLAIN, RICH, operands, rich_arguments
 
 
@@ -61,7 +62,7 @@ def test_fake_tensors_have_the_right_shapes():
     kernel = attncc.compile(RICH)
     with FakeTensorMode():
         q, k, v = operands(3, 8, 8, dim_v=32)
-        out, lse = torch.ops.attncc.attention(q, k, v, [], [], [], kernel.key)
+        out, lse = torch.ops.attncc.attention(q, k, v, [], [], [], register(kernel))
     assert (out.shape, out.dtype) == ((3, 8, 4, 32), torch.bfloat16)
     assert (lse.shape, lse.dtype) == ((3, 4, 8), torch.float32)
 
@@ -82,7 +83,7 @@ def test_export_keeps_the_operator():
 def test_opcheck():
     kernel = attncc.compile(PLAIN)
     q, k, v = operands(1, 5, 6)
-    torch.library.opcheck(torch.ops.attncc.attention.default, (q, k, v, [], [], [], kernel.key))
+    torch.library.opcheck(torch.ops.attncc.attention.default, (q, k, v, [], [], [], register(kernel)))
 
 
 def test_lengths_may_change_without_another_graph():
@@ -99,3 +100,12 @@ def test_a_wrong_name_is_found_while_tracing():
     torch._dynamo.reset()
     with pytest.raises(AttnError, match="has no argument `mask`"):
         torch.compile(lambda q, k, v: kernel(q, k, v, mask=1), backend="eager")(*operands(1, 4, 4))
+
+
+def test_kernels_that_no_graph_uses_are_not_kept():
+    kernel = attncc.compile(PLAIN.replace("plain", "forgotten"))
+    kernel(*operands(1, 4, 4))
+    assert kernel.key not in KERNELS
+    run, _ = compiled(lambda q, k, v: kernel(q, k, v))
+    run(*operands(1, 4, 4))
+    assert KERNELS[kernel.key] is kernel
