@@ -97,9 +97,12 @@ def check(text: str, shape: Shape, seed: int = 0, tiles=(16, 16), targets: tuple
     return examine(Case(text, shape, seed, tiles), targets).finding
 
 
-def examine(case: Case, targets: tuple[str, ...] = ()) -> Report:
-    """As `check`, with everything there is to know. No exception leaves it but KeyboardInterrupt."""
-    run = _Run(case)
+def examine(case: Case, targets: tuple[str, ...] = (), every_pass: bool = True) -> Report:
+    """As `check`, with everything there is to know. No exception leaves it but KeyboardInterrupt.
+
+    every_pass   run L2 and L3 after each pass, not only before the first and after the last
+    """
+    run = _Run(case, every_pass)
     finding = None
     try:
         run.everything(targets)
@@ -126,6 +129,7 @@ class _Run:
     """One case on its way down the levels; `stage` names what is being done."""
 
     case: Case
+    every_pass: bool = True
     stage: str = "text -> L1"
     compared: int = 0
     strict: bool = False
@@ -234,7 +238,8 @@ class _Run:
         self.stage = f"{target.name}: L2 -> L3"
         plain = lower_tile_to_schedule(program, target)
         for schedule in self.passes("L3", plain, pipeline.SCHEDULE_PASSES[target.name], target):
-            self.exact(*run_schedule(schedule, *self.arguments, seed=self.case.seed, strict=self.strict))
+            if self.every_pass:
+                self.exact(*run_schedule(schedule, *self.arguments, seed=self.case.seed, strict=self.strict))
         for seed in range(1, INTERLEAVINGS):
             self.exact(*run_schedule(schedule, *self.arguments, seed=self.case.seed + seed))
         self.exact(*run_schedule(schedule, *self.arguments, mode="in_order"))
