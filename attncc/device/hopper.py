@@ -41,6 +41,21 @@ def shared_tile(pointer, dtype, rows: int, cols: int, copies: int, stride: int):
     return cute.make_tensor(cute.recast_ptr(pointer, layout.inner, dtype), layout.outer)
 
 
+def numbers(memory, count: int):
+    """`count` float32 numbers of shared memory."""
+    return cute.make_tensor(memory.allocate_array(Float32, count, byte_alignment=16), cute.make_layout(count))
+
+
+def staging_width(tile_n: int) -> int:
+    """Distances kv_idx - q_idx of a group's rows and `tile_n` keys, filled up to whole groups of threads."""
+    return -(-(ROWS - 1 + tile_n) // GROUP) * GROUP
+
+
+def group_numbers(staging, group, count: int):
+    """The `count` numbers of group `group`."""
+    return cute.make_tensor(staging.iterator + group * count, cute.make_layout(count))
+
+
 def by_head(tensor):
     """(batch, seq, heads, dim) seen as (seq, dim, heads, batch)."""
     return cute.make_tensor(tensor.iterator, cute.select(tensor.layout, mode=[1, 3, 2, 0]))

@@ -17,6 +17,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+from attncc.emit.diagonals import DISTANCE, split_diagonals
 from attncc.emit.expressions import Names, literal, local_name, names_of, to_statements
 from attncc.emit.ranges import key_range
 from attncc.emit.tables import tables_of
@@ -41,6 +42,8 @@ from attncc.ir.schedule_ops import STATISTICS, names_read, operations
 from attncc.ir.tile import LSE, ColLet, Mask, RowLet, Score, Store
 
 WARP = 32
+STAGING_THREADS = 128
+"""Threads of a group that stages the terms of the distance in shared memory."""
 FIRST_BARRIER = 1
 """Named barrier 0 is the whole block's."""
 
@@ -67,6 +70,7 @@ def view_of(schedule: Schedule) -> View:
         barriers=tuple(builder.barriers.values()),
         prelude=builder.prelude(),
         roles=roles,
+        staged=builder.staged,
         tables=tables_of(schedule, builder.base),
     )
 
@@ -91,6 +95,9 @@ class Flattener:
             op.dst: f"{op.dst}_{op.a}_{op.b}" for op in all_operations(schedule) if isinstance(op, l3.Mma)
         }
         self.element_lets: dict[str, str] = {}
+        self.group_threads = 0
+        self.staged = 0
+        self.staging_barrier = FIRST_BARRIER + sum(b.copies for b in schedule.barriers)
         self.count = 0
 
     def names(self, temporary: str, variables: Mapping[str, str] = {}) -> Names:
@@ -148,7 +155,7 @@ class Flattener:
     def role(self, role: Role) -> RoleView:
         self.element_lets = {}
         groups = max(role.groups, 1)
-        group_threads = role.warps * WARP // groups
+        self.group_threads = group_threads = role.warps * WARP // groups
         body = list(role.body)
         head = [body.pop(0)] if body and isinstance(body[0], l3.SetRegisters) else []
         mmas = self.mmas(role)
@@ -286,6 +293,21 @@ class Flattener:
 
     def ring(self, buffer: str) -> ChannelView | None:
         return next((c for c in self.channels.values() if c.buffer.name == buffer), None)
+
+    def view_score(self, op):
+        """With costly terms of the distance, and threads that can share them: those are computed first, once for each distance."""
+        columns = frozenset(self.element_lets)
+        expr, terms = split_diagonals(op.expr, columns)
+        if not terms or self.group_threads != STAGING_THREADS:
+            return "score", {}
+        names = self.names(f"e{self.count}d", {DISTANCE: DISTANCE})
+        texts = [to_statements((term,), names) for term in terms]
+        staged = [f"diagonals[{i} * WIDTH + stage_at + near]" for i in range(len(terms))]
+        inner = self.names(f"e{self.count}s", {**self.element_lets, **{f"diagonal_{i}": s for i, s in enumerate(staged)}})
+        lines, (text,) = to_statements((expr,), inner)
+        self.staged = max(self.staged, len(terms))
+        parts = tuple({"number": i, "lines": found, "text": value} for i, (found, (value,)) in enumerate(texts))
+        return "score_staged", {"parts": parts, "inner": lines, "text": text, "barrier": self.staging_barrier}
 
     def view_mask(self, op):
         """Bounds of a row on the keys it keeps, then what is left as a condition on each element."""

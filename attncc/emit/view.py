@@ -176,6 +176,8 @@ class View:
     barriers: tuple[BarrierView, ...]
     prelude: tuple[Step, ...]
     roles: tuple[RoleView, ...]
+    staged: int
+    """The most terms of the distance that a score stages in shared memory at once."""
     tables: tuple[object, ...]
     """The schedule's TileTable, when it has one."""
 
@@ -183,6 +185,12 @@ class View:
     def owners(self) -> tuple[SharedTile, ...]:
         """The shared tiles that have memory of their own."""
         return tuple(t for t in self.tiles if t.owner == t.name)
+
+    @property
+    def staging(self) -> tuple[int, ...]:
+        """() or (numbers in shared memory that all groups stage at once,), each term for 64 rows and tile_n columns in whole warps."""
+        width = -(-(63 + self.schedule.tile_n) // 128) * 128
+        return (self.staged * width * max(role.groups for role in self.roles),) if self.staged else ()
 
     @property
     def rows(self) -> int:

@@ -96,6 +96,16 @@ def test_the_loop_over_full_tiles_stays_within_its_budget():
     assert diagonal.size(0) <= 480 and diagonal.loops[0]["ISETP"] <= 1, "no mask code on full tiles"
 
 
+def test_a_table_of_distances_is_read_from_shared_memory():
+    index = minimum(apply("max", add(sub(K, Q), 64), 0), 128)
+    table = load("rel", (H, index), "float")
+    declared = (TensorDecl("rel", "f32", (const(4), const(129))),)
+    outcome = compile_schedule(hopper_dense(score=add(SCALED, table), tensors=declared), "sm_90a", "GMMA")
+    (loop,) = outcome.loops
+    assert loop["LDG"] <= 2 and loop["LDS"] >= 34 and outcome.resources.frame == 0
+    assert outcome.size(0) <= 600, "64 elements a thread, 34 distances"
+
+
 def test_emission_is_deterministic_and_names_its_source():
     schedule = hopper_dense(mask=causal)
     text = emit(schedule)
