@@ -100,3 +100,12 @@ def test_verify_compiles_without_a_device(attncc, tmp_path):
     assert r.status == 0, r.out + r.err
     assert "1 right, 0 wrong, 0 failed, 0 refused of 1 kernels" in r.out
     assert [row["spec"] for row in json.loads((tmp_path / "out.json").read_text())["rows"]] == ["little"]
+
+
+def test_check_does_not_wait_for_torch(attncc):
+    import subprocess
+    import sys
+
+    program = "import sys; from attncc import cli; s = cli.run(['check', 'little.attn']); sys.exit(s or 9 * ('torch' in sys.modules))"
+    root = str(Path(__file__).resolve().parents[2])
+    subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {program}"], check=True)
