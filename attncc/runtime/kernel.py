@@ -62,6 +62,10 @@ class Kernel:
             result = self.caller(q, k, v, out, arguments)
         return result if return_lse else result[0]
 
+    def __repr__(self) -> str:
+        a, target = self.attention, self.target.name if self.target else "the device of the tensors"
+        return f"<attncc.Kernel {a.name}: {a.heads_q}/{a.heads_kv} heads, dim {a.dim_qk}/{a.dim_v}, {a.dtype}, for {target}>"
+
     def stages(self, target: str | Target | None = None) -> Stages:
         """Every level of this attention for `target` (default: this kernel's, the GPU's, or the best one there is)."""
         chosen = self._target(target)

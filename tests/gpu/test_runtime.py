@@ -211,3 +211,20 @@ def test_reference_on_the_gpu_is_the_reference(plain):
     q, k, v, _ = data(plain, 1, 40, 40)
     a = plain.attention
     torch.testing.assert_close(reference(a, q, k, v)[0].cpu(), reference(a, q.cpu(), k.cpu(), v.cpu())[0])
+
+
+def test_the_commands_on_a_device(tmp_path, capfd):
+    """run, bench and verify do what the README says on this GPU."""
+    from attncc import cli
+
+    (tmp_path / "plain.attn").write_text(PLAIN)
+    assert cli.run(["run", str(tmp_path / "plain.attn"), "--shape", "2x300x300"]) == 0
+    out = capfd.readouterr().out
+    assert "TFLOP/s" in out and "against the float64 reference" in out
+    assert (
+        cli.run(["bench", str(tmp_path / "plain.attn"), "--shape", "1x512x512", "--json", str(tmp_path / "b.json")])
+        == 0
+    )
+    assert "attncc" in capfd.readouterr().out and (tmp_path / "b.json").exists()
+    assert cli.run(["verify", str(tmp_path), "--jobs", "2"]) == 0
+    assert "0 wrong, 0 failed" in capfd.readouterr().out
