@@ -54,19 +54,21 @@ class Result:
         """Kinds of the errors found."""
         return {f.kind for f in self.errors}
 
-    def check(self) -> "Result":
+    def check(self) -> Result:
         """Raise EmulationError unless `ok`."""
         if not self.ok:
             raise EmulationError(str(self))
         return self
 
     def __str__(self) -> str:
-        head = f"{len(self.errors)} errors, {len(self.findings) - len(self.errors)} warnings in {len(self.seeds)} seeds, " \
-               f"{self.steps} warp instructions, {self.seconds:.2f} s"
+        head = (
+            f"{len(self.errors)} errors, {len(self.findings) - len(self.errors)} warnings in {len(self.seeds)} seeds, "
+            f"{self.steps} warp instructions, {self.seconds:.2f} s"
+        )
         return head + ("\n" + summary(self.findings) if self.findings else "")
 
 
-_hosts: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+_hosts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class _Prepared:
@@ -98,8 +100,16 @@ def _prepare(compiled, ptx: str | None) -> _Prepared:
         return _Prepared(compiled, ptx_of(compiled))
 
 
-def emulate(compiled, *args, seeds: int | Iterable[int] = 1, trace: str | None = None, ptx: str | None = None,
-            stop_at_first: bool = True, clusters: int | None = None, limits: Limits = Limits()) -> Result:
+def emulate(
+    compiled,
+    *args,
+    seeds: int | Iterable[int] = 1,
+    trace: str | None = None,
+    ptx: str | None = None,
+    stop_at_first: bool = True,
+    clusters: int | None = None,
+    limits: Limits | None = None,
+) -> Result:
     """Execute a compiled function on CPU tensors, once per seed, and report what is wrong with it.
 
     compiled: what `cute.compile` returned, compiled with --enable-tvm-ffi and its PTX kept (see `keep_ptx`).
@@ -112,7 +122,7 @@ def emulate(compiled, *args, seeds: int | Iterable[int] = 1, trace: str | None =
     Raises PtxError for PTX it does not know.
     """
     start = time.perf_counter()
-    limits = limits if clusters is None else dataclasses.replace(limits, clusters=clusters)
+    limits = dataclasses.replace(limits or Limits(), clusters=clusters)
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     prepared = _prepare(compiled, ptx)
     tensors = tensors_in(args, prepared.host.names)
@@ -138,13 +148,14 @@ def emulate(compiled, *args, seeds: int | Iterable[int] = 1, trace: str | None =
 
 
 def _known(findings: list[Finding], new: Finding) -> bool:
-    place = (lambda f: f.source if f.severity == "warning" and f.source else f.ptx_line)
+    place = lambda f: f.source if f.severity == "warning" and f.source else f.ptx_line
     return any((f.kind, f.severity, place(f)) == (new.kind, new.severity, place(new)) for f in findings)
 
 
 def _run_launches(prepared, launches, memory: GlobalMemory, log: FindingLog, limits: Limits, trace_path) -> int:
     """All launches of one call, in order; returns the warp instructions executed."""
     from attncc.emulator.trace import Trace
+
     trace, steps = (Trace() if trace_path else None), 0
     _add_module_symbols(prepared.module, memory)
     for number, launch in enumerate(launches):
@@ -175,7 +186,7 @@ def _add_module_symbols(module: Module, memory: GlobalMemory) -> None:
         if symbol.space not in ("global", "const"):
             continue
         data = np.zeros(max(symbol.size, len(symbol.init)), np.uint8)
-        data[:len(symbol.init)] = np.frombuffer(symbol.init, np.uint8)
+        data[: len(symbol.init)] = np.frombuffer(symbol.init, np.uint8)
         if symbol.name in memory.symbols:
             memory.find(memory.symbols[symbol.name]).data[:] = data
             continue

@@ -32,8 +32,11 @@ class MBarrier:
             self.clock.join(clk)
         self.last = f"last arrival by {who}"
         if count > self.pending:
-            report("mbarrier", f"{self.name()}: {count} arrivals, but only {self.pending} of {self.count} are pending "
-                               f"in phase {self.phase}")
+            report(
+                "mbarrier",
+                f"{self.name()}: {count} arrivals, but only {self.pending} of {self.count} are pending "
+                f"in phase {self.phase}",
+            )
             self.pending = count
         self.pending -= count
         self.check(report)
@@ -66,8 +69,15 @@ class MBarrier:
         """At a deadlock: bytes expected that no copy in flight will bring."""
         if self.pending == 0 and self.tx != 0:
             from attncc.emulator.findings import Finding
-            machine.log.add(Finding("tx-count", f"{self.name()}: {self.tx} bytes are still expected in phase {self.phase} and no "
-                                    "copy is in flight", cta=self.cta.index, seed=machine.log.seed))
+
+            machine.log.add(
+                Finding(
+                    "tx-count",
+                    f"{self.name()}: {self.tx} bytes are still expected in phase {self.phase} and no copy is in flight",
+                    cta=self.cta.index,
+                    seed=machine.log.seed,
+                )
+            )
 
 
 class NamedBarrier:
@@ -89,7 +99,10 @@ class NamedBarrier:
         if self.clock is None:
             self.clock, self.done_clock = Clock.empty(w.machine.total_warps), Clock.empty(w.machine.total_warps)
         if self.arrived and not self.open_count and count and count != self.expected:
-            w.report("named-barrier", f"barrier {self.number}: this warp expects {count} threads, earlier ones {self.expected}")
+            w.report(
+                "named-barrier",
+                f"barrier {self.number}: this warp expects {count} threads, earlier ones {self.expected}",
+            )
         self.expected, self.open_count = count, count == 0
         self.clock.join(w.clk)
         self.arrived += 32

@@ -122,7 +122,7 @@ class Cta:
         rank = (address & ((1 << 56) - 1)) >> RANK_SHIFT
         return self.cluster.ctas[rank].shared if rank < len(self.cluster.ctas) else None
 
-    def cta_of(self, address: int) -> "Cta | None":
+    def cta_of(self, address: int) -> Cta | None:
         """The CTA of the cluster an address belongs to."""
         rank = (address & ((1 << 56) - 1)) >> RANK_SHIFT
         return self.cluster.ctas[rank] if rank < len(self.cluster.ctas) else None
@@ -145,21 +145,41 @@ class Cta:
         thread = w.id * 32 + LANE
         bx, by, _ = launch.block
         tid = (thread % bx, thread // bx % by, thread // (bx * by))
-        vectors = {"%tid": tid, "%ntid": launch.block, "%ctaid": self.index, "%nctaid": launch.grid,
-                   "%clusterid": self.cluster.index, "%cluster_nctaid": launch.cluster,
-                   "%nclusterid": tuple(-(-g // c) for g, c in zip(launch.grid, launch.cluster)),
-                   "%cluster_ctaid": tuple(i % c for i, c in zip(self.index, launch.cluster))}
+        vectors = {
+            "%tid": tid,
+            "%ntid": launch.block,
+            "%ctaid": self.index,
+            "%nctaid": launch.grid,
+            "%clusterid": self.cluster.index,
+            "%cluster_nctaid": launch.cluster,
+            "%nclusterid": tuple(-(-g // c) for g, c in zip(launch.grid, launch.cluster)),
+            "%cluster_ctaid": tuple(i % c for i, c in zip(self.index, launch.cluster)),
+        }
         if base in vectors and dims is not None:
             return vectors[base][dims]
-        scalars = {"%laneid": LANE, "%warpid": w.id, "%nwarpid": len(self.warps) if hasattr(self, "warps") else 0,
-                   "%lanemask_eq": 1 << LANE, "%lanemask_lt": (1 << LANE) - 1, "%lanemask_le": (2 << LANE) - 1,
-                   "%lanemask_gt": ~((2 << LANE) - 1) & FULL, "%lanemask_ge": ~((1 << LANE) - 1) & FULL,
-                   "%smid": self.linear % 132, "%nsmid": 132, "%gridid": 1, "%cluster_ctarank": self.rank,
-                   "%cluster_nctarank": int(np.prod(launch.cluster)), "%is_explicit_cluster": int(launch.cluster != (1, 1, 1)),
-                   "%dynamic_smem_size": launch.shared_bytes, "%total_smem_size": len(self.shared.data), "%clock": 0}
+        scalars = {
+            "%laneid": LANE,
+            "%warpid": w.id,
+            "%nwarpid": len(self.warps) if hasattr(self, "warps") else 0,
+            "%lanemask_eq": 1 << LANE,
+            "%lanemask_lt": (1 << LANE) - 1,
+            "%lanemask_le": (2 << LANE) - 1,
+            "%lanemask_gt": ~((2 << LANE) - 1) & FULL,
+            "%lanemask_ge": ~((1 << LANE) - 1) & FULL,
+            "%smid": self.linear % 132,
+            "%nsmid": 132,
+            "%gridid": 1,
+            "%cluster_ctarank": self.rank,
+            "%cluster_nctarank": int(np.prod(launch.cluster)),
+            "%is_explicit_cluster": int(launch.cluster != (1, 1, 1)),
+            "%dynamic_smem_size": launch.shared_bytes,
+            "%total_smem_size": len(self.shared.data),
+            "%clock": 0,
+        }
         if base in scalars:
             return scalars[base]
         from attncc.emulator.findings import PtxError
+
         raise PtxError(f"unknown special register {name}")
 
     # -- life ------------------------------------------------------------------------------------------------------------
@@ -178,7 +198,9 @@ class Cta:
         """Shared memory vanishes with the last warp of a CTA: nothing may still use it."""
         for operation in list(self.machine.pending):
             if operation.data.get("uses_shared") is self:
-                w.report("exit-pending", f"the CTA ends while {operation.name} still uses its shared memory", pc=operation.pc)
+                w.report(
+                    "exit-pending", f"the CTA ends while {operation.name} still uses its shared memory", pc=operation.pc
+                )
 
     def final_checks(self) -> None:
         """Leftovers at the end of the cluster."""

@@ -21,25 +21,69 @@ BLOCK, YIELD, EXIT = 1, 2, 3
 
 HANDLERS: dict[str, Callable] = {}
 
-TYPE_BITS.update({"f16": 16, "bf16": 16, "f16x2": 32, "bf16x2": 32, "f32x2": 64, "tf32": 32, "e4m3x2": 16, "e5m2x2": 16,
-                  "e2m1x2": 8, "ue8m0x2": 16, "e4m3": 8, "e5m2": 8, "s16x2": 32, "u16x2": 32, "e4m3x4": 32, "e5m2x4": 32})
+TYPE_BITS.update(
+    {
+        "f16": 16,
+        "bf16": 16,
+        "f16x2": 32,
+        "bf16x2": 32,
+        "f32x2": 64,
+        "tf32": 32,
+        "e4m3x2": 16,
+        "e5m2x2": 16,
+        "e2m1x2": 8,
+        "ue8m0x2": 16,
+        "e4m3": 8,
+        "e5m2": 8,
+        "s16x2": 32,
+        "u16x2": 32,
+        "e4m3x4": 32,
+        "e5m2x4": 32,
+    }
+)
 TYPES = frozenset(TYPE_BITS)
 
 #: which numpy view of a register row an instruction type works on
-VIEW = {"b8": "u8", "u8": "u8", "s8": "s8", "b16": "u16", "u16": "u16", "s16": "s16", "f16": "f16", "bf16": "u16",
-        "b32": "u32", "u32": "u32", "s32": "s32", "f32": "f32", "f16x2": "u32", "bf16x2": "u32", "tf32": "f32",
-        "b64": "u64", "u64": "u64", "s64": "s64", "f64": "f64", "f32x2": "u64", "b128": "b128",
-        "e4m3x2": "u16", "e5m2x2": "u16", "ue8m0x2": "u16", "s16x2": "u32", "u16x2": "u32"}
+VIEW = {
+    "b8": "u8",
+    "u8": "u8",
+    "s8": "s8",
+    "b16": "u16",
+    "u16": "u16",
+    "s16": "s16",
+    "f16": "f16",
+    "bf16": "u16",
+    "b32": "u32",
+    "u32": "u32",
+    "s32": "s32",
+    "f32": "f32",
+    "f16x2": "u32",
+    "bf16x2": "u32",
+    "tf32": "f32",
+    "b64": "u64",
+    "u64": "u64",
+    "s64": "s64",
+    "f64": "f64",
+    "f32x2": "u64",
+    "b128": "b128",
+    "e4m3x2": "u16",
+    "e5m2x2": "u16",
+    "ue8m0x2": "u16",
+    "s16x2": "u32",
+    "u16x2": "u32",
+}
 
 SPECIAL_BITS = {"%clock64": 64, "%globaltimer": 64, "%gridid": 64}
 
 
 def op(*names: str):
     """Register a handler for opcodes; a name may include leading modifiers ("cp.async.bulk"): the longest wins."""
+
     def register(handler):
         for name in names:
             HANDLERS[name] = handler
         return handler
+
     return register
 
 
@@ -254,7 +298,7 @@ class Decoder:
         if view == "u64":
             return (lambda w: w.V["s64"][index] + offset) if offset else (lambda w: w.V["s64"][index])
         # 32-bit addresses wrap like the register they come from
-        return (lambda w: (w.V["s32"][index] + np.int32(offset)).view(np.uint32).astype(np.int64))
+        return lambda w: (w.V["s32"][index] + np.int32(offset)).view(np.uint32).astype(np.int64)
 
     # -- whole instructions -----------------------------------------------------------------------------------------
 
@@ -288,6 +332,7 @@ def find_handler(instr: Instr):
 
 def _checked(body, reads, writes):
     """Wrap with the uninitialised-register check and the marking of written registers."""
+
     def run(w):
         init, mi = w.init, w.mi
         for r in reads:
@@ -316,12 +361,14 @@ def _checked(body, reads, writes):
                 if w.locked and d in w.locked:
                     w.bad_write(d)
             return status
+
         return run2
     return run
 
 
 def _forwarding(body, checked, reads, writes):
     """mov of a register whose load is not waited for: the copy is locked until the same wait."""
+
     def run(w):
         if w.locked:
             lock = next((w.locked[r] for r in reads if r in w.locked and w.locked[r].soft), None)
@@ -332,21 +379,25 @@ def _forwarding(body, checked, reads, writes):
                     w.init[r] = 0
                 return None
         return checked(w)
+
     return run
 
 
 def _stamping(body, registers):
     """Remember when registers that wgmma uses were last written (for the wgmma.fence rule)."""
+
     def run(w):
         status = body(w)
         for r in registers:
             w.stamp[r] = w.fence_count
         return status
+
     return run
 
 
 def _guarded(body, index, negated):
     """Execute under a predicate by narrowing the active mask."""
+
     def run(w):
         mi = w.mi
         if w.init[index] & mi != mi:
@@ -359,6 +410,7 @@ def _guarded(body, index, negated):
         status = body(w)
         w.mi = mi
         return status
+
     return run
 
 
@@ -373,6 +425,7 @@ def put(w, view: str, index: int, value) -> None:
 def decode(module: Module, kernel: Kernel) -> Program:
     """Decode a kernel; raises PtxError naming the first unknown instruction or modifier."""
     from attncc.emulator import handlers  # noqa: F401  (fills HANDLERS)
+
     program = Program(module, kernel)
     for name, bits in kernel.regs.items():
         program.new_reg(name, bits)

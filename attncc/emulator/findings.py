@@ -79,7 +79,9 @@ class FindingLog:
 
     def add(self, finding: Finding) -> None:
         """Keep `finding` unless one like it is there already."""
-        place = finding.source if finding.severity == "warning" and finding.source else finding.ptx_line or finding.message
+        place = (
+            finding.source if finding.severity == "warning" and finding.source else finding.ptx_line or finding.message
+        )
         key = (finding.kind, finding.severity, place)
         if key not in self._seen:
             self._seen.add(key)

@@ -77,6 +77,7 @@ class HostFunction:
         self._callbacks = (_LAUNCH(self._on_launch), _LOAD(self._on_load))
         ctypes.CDLL(str(library)).attncc_callbacks(*self._callbacks)
         import tvm_ffi
+
         self.module = tvm_ffi.load_module(str(library))
         self.function = self.module["emulated"]
 
@@ -99,7 +100,7 @@ class HostFunction:
     def _on_launch(self, config, kernel, args) -> int:
         try:
             self.launches.append(self._read_launch(config, kernel.decode(), args))
-        except Exception as error:  # an exception must not cross the C frames in between
+        except (PtxError, KeyError, ValueError, struct.error) as error:  # must not cross the C frames in between
             self.error = error
         return 0
 
@@ -110,23 +111,37 @@ class HostFunction:
         cluster, others = (1, 1, 1), []
         for i in range(count):
             entry = ctypes.string_at(attrs + 72 * i, 72)
-            ident, = struct.unpack_from("<I", entry)
+            (ident,) = struct.unpack_from("<I", entry)
             if ident == CLUSTER_ATTRIBUTE:
                 cluster = tuple(max(1, n) for n in struct.unpack_from("<3I", entry, 8))
             others.append((ident, entry[8:24]))
         sizes = self.param_sizes(kernel)
         block_bytes = bytearray(max((o + s for o, s in sizes), default=0))
         for i, (offset, size) in enumerate(sizes):
-            block_bytes[offset:offset + size] = ctypes.string_at(args[i], size)
-        return Launch(kernel, grid, block, cluster, shared, bytes(block_bytes), self.registers.get(kernel, 0), tuple(others))
+            block_bytes[offset : offset + size] = ctypes.string_at(args[i], size)
+        return Launch(
+            kernel, grid, block, cluster, shared, bytes(block_bytes), self.registers.get(kernel, 0), tuple(others)
+        )
 
 
 def _link(obj: Path, folder: str) -> Path:
     """Link object and stubs so that the stubs win over any CUDA runtime already loaded."""
     source, library = Path(folder) / "stubs.c", Path(folder) / "emulated.so"
     source.write_text(STUBS)
-    command = ["gcc", "-O1", "-w", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-Bsymbolic", str(source), str(obj), "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [
+        "gcc",
+        "-O1",
+        "-w",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+        "-Wl,-Bsymbolic",
+        str(source),
+        str(obj),
+        "-o",
+        str(library),
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise PtxError(f"linking the host code failed:\n{done.stderr}")
     return library
@@ -134,7 +149,7 @@ def _link(obj: Path, folder: str) -> Path:
 
 def _argument_names(obj: bytes) -> list[str]:
     """Argument names from the signature text that the TVM-FFI wrapper carries for its error messages."""
-    match = re.search(rb" when calling: `\w+\((.*?)\)`", obj, re.S)
+    match = re.search(rb" when calling: `\w+\((.*?)\)`", obj, re.DOTALL)
     return [n.decode() for n in re.findall(rb"(?:^|, )(\w+): ", match.group(1))] if match else []
 
 
@@ -148,6 +163,7 @@ def _as_device(value):
     if not hasattr(value, "__dlpack__"):
         return value
     import tvm_ffi
+
     source = value.detach() if hasattr(value, "detach") else value
     capsule = source.__dlpack__()
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
@@ -167,6 +183,7 @@ def tensors_in(args, names=None) -> list[tuple[str, object]]:
                 walk(item, f"{name}.{value._fields[i]}" if hasattr(value, "_fields") else f"{name}[{i}]")
         elif hasattr(value, "__dlpack__"):
             found.append((name, value))
+
     for i, value in enumerate(args):
         walk(value, names[i] if names and i < len(names) else f"arg{i}")
     return found
@@ -185,8 +202,10 @@ def allocations(tensors: list[tuple[str, object]]) -> GlobalMemory:
     memory = GlobalMemory()
     infos = [tensor_info(name, value) for name, value in tensors]
     infos = [i for i in infos if all(n > 0 for n in i.shape)]
-    spans = sorted(((i.base, i.base + (sum((n - 1) * s for n, s in zip(i.shape, i.strides)) + 1) * i.itemsize, i)
-                    for i in infos), key=lambda span: span[:2])
+    spans = sorted(
+        ((i.base, i.base + (sum((n - 1) * s for n, s in zip(i.shape, i.strides)) + 1) * i.itemsize, i) for i in infos),
+        key=lambda span: span[:2],
+    )
     merged: list[list] = []
     for start, end, info in spans:
         if merged and start < merged[-1][1]:
@@ -208,7 +227,8 @@ def _valid_bytes(start: int, end: int, members: list[TensorInfo]) -> np.ndarray 
         return None
     valid = np.zeros(end - start, bool)
     for m in members:
-        view = np.lib.stride_tricks.as_strided(valid[m.base - start:], tuple(m.shape) + (m.itemsize,),
-                                               tuple(s * m.itemsize for s in m.strides) + (1,))
+        view = np.lib.stride_tricks.as_strided(
+            valid[m.base - start :], tuple(m.shape) + (m.itemsize,), tuple(s * m.itemsize for s in m.strides) + (1,)
+        )
         view[...] = True
     return None if valid.all() else valid

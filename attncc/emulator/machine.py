@@ -39,7 +39,7 @@ class AsyncOp:
     warp: Warp
     pc: int
     clk: Clock
-    run: Callable[["AsyncOp"], None]
+    run: Callable[[AsyncOp], None]
     cta: object = None
     done: bool = False
     started: int = 0
@@ -64,8 +64,9 @@ class Limits:
 class Machine:
     """Runs one launch under one seed."""
 
-    def __init__(self, program: Program, launch: Launch, memory: GlobalMemory, log: FindingLog, limits: Limits,
-                 trace=None):
+    def __init__(
+        self, program: Program, launch: Launch, memory: GlobalMemory, log: FindingLog, limits: Limits, trace=None
+    ):
         self.program, self.launch, self.memory, self.log, self.limits = program, launch, memory, log, limits
         self.trace = trace
         self.rng = random.Random(log.seed)
@@ -113,7 +114,7 @@ class Machine:
                 for warp in cta.running:
                     if first_gid <= warp.gid < first_gid + max(count, 1):
                         known &= warp.clk.ops
-        return known if known >= 0 else 0
+        return max(known, 0)
 
     # -- acquire / release through memory locations ---------------------------------------------------------------------
 
@@ -133,7 +134,9 @@ class Machine:
 
     # -- asynchronous operations ---------------------------------------------------------------------------------------
 
-    def issue(self, w: Warp, name: str, run, generic: bool = False, queue: bool = True, clk: Clock | None = None) -> AsyncOp:
+    def issue(
+        self, w: Warp, name: str, run, generic: bool = False, queue: bool = True, clk: Clock | None = None
+    ) -> AsyncOp:
         """Start an operation; it completes when the scheduler picks it or a wait forces it."""
         operation = AsyncOp(len(self.ops), name, w, w.pc - 1, clk or w.clk.copy(), run, w.cta, started=self.steps)
         self.ops.append(operation)
@@ -201,8 +204,13 @@ class Machine:
         while not any(c.finished() for c in active):
             if self.pending and self.rng.random() < self.eagerness * 0.3:
                 self.complete_some()
-            ready = [w for cluster in active for cta in cluster.ctas for w in cta.running
-                     if w.wait is None or w.seen_events != self.events]
+            ready = [
+                w
+                for cluster in active
+                for cta in cluster.ctas
+                for w in cta.running
+                if w.wait is None or w.seen_events != self.events
+            ]
             if not ready:
                 if not self.complete_some():
                     self._stalled(active)
@@ -264,7 +272,6 @@ class Machine:
         self.log.add(Finding(kind, message, line, source, first.cta.index, first.id, -1, self.log.seed, "error", text))
         raise StopEmulation(kind)
 
-
     def _waits(self, warps: list[Warp]) -> list[str]:
         """One phrase per group of warps of a CTA that wait for the same thing."""
         groups: dict[tuple, list[int]] = {}
@@ -272,8 +279,10 @@ class Machine:
             line, source, _ = self.program.source_of(w.wait.pc if w.wait else w.pc)
             text = f"{w.wait.text if w.wait else 'running'} at {source} (ptx:{line})"
             groups.setdefault((w.cta.index, text), []).append(w.id)
-        return [f"cta{cta} warp{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}: {text}"
-                for (cta, text), ids in groups.items()]
+        return [
+            f"cta{cta} warp{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}: {text}"
+            for (cta, text), ids in groups.items()
+        ]
 
 
 __all__ = ["AsyncOp", "Cta", "Launch", "Limits", "Machine"]

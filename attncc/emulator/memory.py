@@ -158,8 +158,11 @@ def _drop(w, kind, region, offsets, inside, where, who):
         return region, offsets, inside
     lane = int(np.argmin(inside))
     size = len(region.data) // (32 if kind == "local" else 1)
-    w.report("out-of-bounds", f"{kind} address {int(where[lane]):#x} lies outside the {size} bytes of {region.name}",
-             int(who[lane]))
+    w.report(
+        "out-of-bounds",
+        f"{kind} address {int(where[lane]):#x} lies outside the {size} bytes of {region.name}",
+        int(who[lane]),
+    )
     if inside.any():
         return region, offsets, inside
     return None, offsets, np.ones(len(where), bool)
@@ -184,8 +187,11 @@ def _resolve_global(w, where, nbytes, who):
         ok = region.valid[offsets[inside]]
         if not ok.all():
             lane = int(np.nonzero(inside)[0][np.argmin(ok)])
-            w.report("out-of-bounds", f"global address is {region.describe(int(where[lane]))}, which is no element of a tensor",
-                     int(who[lane]))
+            w.report(
+                "out-of-bounds",
+                f"global address is {region.describe(int(where[lane]))}, which is no element of a tensor",
+                int(who[lane]),
+            )
     return region, offsets, inside
 
 

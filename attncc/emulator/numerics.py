@@ -59,15 +59,21 @@ def f32_to_f16(x: np.ndarray, rounding: str = "rn") -> np.ndarray:
     return np.where(np.isnan(x), np.uint16(0x7FFF), out)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def minifloat_values(name: str) -> np.ndarray:
     """All values of a small format as float32, indexed by bit pattern (e4m3, e5m2, e2m1, e2m3, e3m2, ue8m0)."""
     if name == "ue8m0":
         values = np.exp2(np.arange(256, dtype=np.float64) - 127)
         values[255] = np.nan
         return values.astype(np.float32)
-    exp_bits, man_bits, bias = {"e4m3": (4, 3, 7), "e5m2": (5, 2, 15), "e2m1": (2, 1, 1), "e2m3": (2, 3, 1),
-                                "e3m2": (3, 2, 3), "ue4m3": (4, 3, 7)}[name]
+    exp_bits, man_bits, bias = {
+        "e4m3": (4, 3, 7),
+        "e5m2": (5, 2, 15),
+        "e2m1": (2, 1, 1),
+        "e2m3": (2, 3, 1),
+        "e3m2": (3, 2, 3),
+        "ue4m3": (4, 3, 7),
+    }[name]
     codes = np.arange(1 << (1 + exp_bits + man_bits))
     exp = (codes >> man_bits) & ((1 << exp_bits) - 1)
     man = codes & ((1 << man_bits) - 1)

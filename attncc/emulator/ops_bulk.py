@@ -48,12 +48,12 @@ def read_map(w, address: int) -> tm.TensorMap:
     """The tensor map at a generic address (kernel parameter or global memory)."""
     if space_of(address) == "param":
         offset = address - windows["param"]
-        raw = w.machine.launch.params[offset:offset + 128]
+        raw = w.machine.launch.params[offset : offset + 128]
     else:
         region = w.machine.memory.find(address)
         if region is None:
             raise tm.DescriptorError(f"no tensor map at {address:#x}")
-        raw = region.data[address - region.base:address - region.base + 128].tobytes()
+        raw = region.data[address - region.base : address - region.base + 128].tobytes()
     return _decode(raw)
 
 
@@ -66,7 +66,7 @@ def _decode(raw: bytes) -> tm.TensorMap:
 
 
 def _tensor_modifiers(k, m):
-    """(dimensions, source, target, options) of a tensor copy."""
+    """(dimensions, target space, options) of a tensor copy."""
     dims = int(m.need("1d", "2d", "3d", "4d", "5d")[0])
     spaces = [s for s in m.left if s in ("shared::cta", "shared::cluster", "global")]
     if len(spaces) != 2:
@@ -74,15 +74,18 @@ def _tensor_modifiers(k, m):
     for s in spaces:
         m.left.remove(s)
     m.flag("tile")
-    options = {"multicast": m.flag("multicast::cluster"), "hint": m.flag("L2::cache_hint"),
-               "group": m.take("cta_group::1", "cta_group::2")}
-    return dims, spaces[1], spaces[0], options
+    options = {
+        "multicast": m.flag("multicast::cluster"),
+        "hint": m.flag("L2::cache_hint"),
+        "group": m.take("cta_group::1", "cta_group::2"),
+    }
+    return dims, spaces[0], options
 
 
 @op("cp.async.bulk.tensor")
 def tensor_copy(k, instr, m):
     """Tile-mode tensor copy, load or store."""
-    dims, source, target, options = _tensor_modifiers(k, m)
+    dims, target, options = _tensor_modifiers(k, m)
     if target == "global":
         m.need("bulk_group")
         return _tensor_store(k, instr, dims, options, None)
@@ -93,7 +96,7 @@ def tensor_copy(k, instr, m):
 @op("cp.reduce.async.bulk.tensor")
 def tensor_reduce(k, instr, m):
     """Tensor reduction into global memory."""
-    dims, _, _, options = _tensor_modifiers(k, m)
+    dims, _, options = _tensor_modifiers(k, m)
     m.need("bulk_group")
     return _tensor_store(k, instr, dims, options, m.need("add", "min", "max", "inc", "dec", "and", "or", "xor"))
 
@@ -126,6 +129,7 @@ def _tensor_load(k, instr, dims, options):
             at = tuple(int(table[c][lane]) for c in coords)
             ranks = int(w.V["u16"][mask][lane]) if mask is not None else None
             _issue_load(w, name, int(maps[lane]), at, int(destinations[lane]), int(bars[lane]), ranks, dims)
+
     return run
 
 
@@ -151,6 +155,7 @@ def _issue_load(w, name, map_address, coords, target, bar, ranks, dims):
             barrier = barrier_at(w, signal, clk=operation.clk, report=Addressed(w, operation.pc))
             if barrier is not None:
                 barrier.complete_tx(Addressed(w, operation.pc), tensor.box_bytes, bit)
+
     operation = w.machine.issue(w, name, land)
     operation.data["uses_shared"] = w.cta
 
@@ -166,7 +171,9 @@ def _multicast(w, target, bar, ranks):
         if ranks >> rank & 1:
             found.append((cta, low | rank << 24, low_bar | rank << 24))
     if ranks >> len(w.cta.cluster.ctas):
-        w.report("out-of-bounds", f"multicast mask {ranks:#x} names CTAs outside the cluster of {len(w.cta.cluster.ctas)}")
+        w.report(
+            "out-of-bounds", f"multicast mask {ranks:#x} names CTAs outside the cluster of {len(w.cta.cluster.ctas)}"
+        )
     return found
 
 
@@ -192,12 +199,16 @@ def _global_index(operation, tensor, rows, first, last):
     region = w.machine.memory.find(start)
     if region is None or end > region.end:
         near = w.machine.memory.nearest(start if region is None else end - 1)
-        Addressed(w, operation.pc)("out-of-bounds", f"the tensor map reaches global address {start if region is None else end:#x}: {near}")
+        Addressed(w, operation.pc)(
+            "out-of-bounds", f"the tensor map reaches global address {start if region is None else end:#x}: {near}"
+        )
         return None, None
     index = rows[:, None] - region.base + np.arange(first, last)
     if region.valid is not None and not region.valid[index].all():
         bad = int(index[~region.valid[index]][0]) + region.base
-        Addressed(w, operation.pc)("out-of-bounds", f"the tensor map reaches {region.describe(bad)}, no element of a tensor")
+        Addressed(w, operation.pc)(
+            "out-of-bounds", f"the tensor map reaches {region.describe(bad)}, no element of a tensor"
+        )
     return index, region
 
 
@@ -205,15 +216,18 @@ def write_chunks(operation, cta, address: int, data: np.ndarray, swizzle: int) -
     """Write 16-byte chunks to shared memory from `address` on, swizzled."""
     offset, shared = address & 0xFFFFFF, cta.shared
     if offset + data.size > len(shared.data):
-        Addressed(operation.warp, operation.pc)("out-of-bounds", f"the copy writes {data.size} bytes at shared+{offset:#x}, past "
-                                                f"the {len(shared.data)} bytes of {shared.name}")
+        Addressed(operation.warp, operation.pc)(
+            "out-of-bounds",
+            f"the copy writes {data.size} bytes at shared+{offset:#x}, past "
+            f"the {len(shared.data)} bytes of {shared.name}",
+        )
         return
     chunks = tm.swizzled(offset + 16 * np.arange(len(data)), swizzle) >> 4
     if int(chunks.max()) * 16 + 16 > len(shared.data):
         Addressed(operation.warp, operation.pc)("out-of-bounds", "the swizzled box runs past the end of shared memory")
         return
     shared.shadow.write(agent_of(operation), chunk_granules(shared.shadow, chunks))
-    whole = shared.data[:len(shared.data) // 16 * 16].reshape(-1, 16)
+    whole = shared.data[: len(shared.data) // 16 * 16].reshape(-1, 16)
     whole[chunks] = data
     shared.version += 1
 
@@ -226,7 +240,7 @@ def read_chunks(operation, cta, address: int, count: int, swizzle: int) -> np.nd
         Addressed(operation.warp, operation.pc)("out-of-bounds", f"the copy reads past the end of {shared.name}")
         return None
     shared.shadow.read(agent_of(operation), chunk_granules(shared.shadow, chunks), uninit="error")
-    return shared.data[:len(shared.data) // 16 * 16].reshape(-1, 16)[chunks]
+    return shared.data[: len(shared.data) // 16 * 16].reshape(-1, 16)[chunks]
 
 
 # -- stores ---------------------------------------------------------------------------------------------------------------
@@ -256,6 +270,7 @@ def _tensor_store(k, instr, dims, options, reduce):
         # lanes that store the same box write the same bytes: once is enough; reductions add up and stay separate
         for key in keys if reduce else dict.fromkeys(keys):
             _issue_store(w, name, *key, dims, reduce)
+
     return run
 
 
@@ -275,6 +290,7 @@ def _issue_store(w, name, map_address, coords, source, dims, reduce):
         data = read_chunks(operation, w.cta, source, tensor.box_bytes // 16, tensor.swizzle)
         if data is not None:
             write_box(operation, tensor, coords, data, reduce, written.number)
+
     written = w.machine.issue(w, name, lambda _: None, queue=False)
     operation = w.machine.issue(w, name, land)
     operation.data.update(uses_shared=w.cta, written=written.number)
@@ -296,7 +312,7 @@ def write_box(operation, tensor, coords, data, reduce, number) -> None:
     granules = np.unique(index // region.shadow.granule)
     if reduce:
         values = reduced(tensor.kind, reduce, region.data[index], values)
-        region.shadow.wid[granules] = -2 ** 31
+        region.shadow.wid[granules] = -(2**31)
     else:
         region.shadow.write(agent_of(operation, number), granules)
     region.data[index] = values
@@ -312,8 +328,14 @@ def reduced(kind: str, name: str, old: np.ndarray, new: np.ndarray) -> np.ndarra
         return narrow(value).view(np.uint8)
     dtype = {"u": "u", "s": "i", "b": "u", "f": "f"}[kind[0]] + str(int(kind[1:]) // 8)
     a, b = (np.ascontiguousarray(x).view(dtype) for x in (old, new))
-    functions = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
-                 "xor": np.bitwise_xor}
+    functions = {
+        "add": np.add,
+        "min": np.minimum,
+        "max": np.maximum,
+        "and": np.bitwise_and,
+        "or": np.bitwise_or,
+        "xor": np.bitwise_xor,
+    }
     if name not in functions:
         raise PtxError(f"bulk reduction .{name} is not supported")
     return functions[name](a, b).view(np.uint8)
@@ -322,10 +344,12 @@ def reduced(kind: str, name: str, old: np.ndarray, new: np.ndarray) -> np.ndarra
 @op("cp.async.bulk.commit_group")
 def commit(k, instr, m):
     """Close the bulk group."""
+
     def run(w):
         groups = _groups(w)
         groups.groups.append(groups.open)
         groups.open = []
+
     return run
 
 
@@ -337,14 +361,15 @@ def wait(k, instr, m):
 
     def run(w):
         groups = _groups(w)
-        for group in groups.groups[:max(len(groups.groups) - keep, 0)]:
+        for group in groups.groups[: max(len(groups.groups) - keep, 0)]:
             for operation in group:
                 w.machine.complete(operation)
                 w.clk.ops |= 1 << operation.number
                 if not only_read:
                     w.clk.ops |= 1 << operation.data["written"]
         if not only_read:
-            del groups.groups[:max(len(groups.groups) - keep, 0)]
+            del groups.groups[: max(len(groups.groups) - keep, 0)]
+
     return run
 
 
@@ -373,7 +398,10 @@ def bulk_copy(k, instr, m):
         tos, sources, bars = to(w), source(w), bar(w)
         for lane in active(w):
             ranks = int(w.V["u16"][mask][lane]) if mask is not None else None
-            _issue_bulk(w, int(tos[lane]), int(sources[lane]), int(w.V["u32"][size][lane]), int(bars[lane]), ranks, local)
+            _issue_bulk(
+                w, int(tos[lane]), int(sources[lane]), int(w.V["u32"][size][lane]), int(bars[lane]), ranks, local
+            )
+
     return run
 
 
@@ -385,8 +413,7 @@ def _issue_bulk(w, target, source, size, bar, ranks, local):
     targets = _multicast(w, target, bar, ranks)
 
     def land(operation):
-        data = (read_chunks(operation, w.cta, source, size // 16, 0) if local
-                else _read_linear(operation, source, size))
+        data = read_chunks(operation, w.cta, source, size // 16, 0) if local else _read_linear(operation, source, size)
         if data is None:
             return
         for cta, address, signal in targets:
@@ -394,6 +421,7 @@ def _issue_bulk(w, target, source, size, bar, ranks, local):
             barrier = barrier_at(w, signal, clk=operation.clk, report=Addressed(w, operation.pc))
             if barrier is not None:
                 barrier.complete_tx(Addressed(w, operation.pc), size, operation.number)
+
     operation = w.machine.issue(w, "cp.async.bulk", land)
     operation.data["uses_shared"] = w.cta
 
@@ -402,7 +430,9 @@ def _linear(operation, address, size):
     region = operation.warp.machine.memory.find(address)
     if region is None or address + size > region.end:
         near = operation.warp.machine.memory.nearest(address if region is None else address + size - 1)
-        Addressed(operation.warp, operation.pc)("out-of-bounds", f"cp.async.bulk of {size} bytes at {address:#x}: {near}")
+        Addressed(operation.warp, operation.pc)(
+            "out-of-bounds", f"cp.async.bulk of {size} bytes at {address:#x}: {near}"
+        )
         return None, None
     return region, np.arange(address - region.base, address - region.base + size)
 
@@ -420,6 +450,7 @@ def _bulk_store(to, source, size, reduce, kind):
         tos, sources = to(w), source(w)
         for lane in active(w):
             _issue_bulk_store(w, int(tos[lane]), int(sources[lane]), int(w.V["u32"][size][lane]), reduce, kind)
+
     return run
 
 
@@ -436,11 +467,12 @@ def _issue_bulk_store(w, target, source, size, reduce, kind):
         granules = np.unique(index // region.shadow.granule)
         if reduce:
             region.data[index] = reduced(kind, reduce, region.data[index], data.ravel())
-            region.shadow.wid[granules] = -2 ** 31
+            region.shadow.wid[granules] = -(2**31)
         else:
             region.shadow.write(agent_of(operation, written.number), granules)
             region.data[index] = data.ravel()
         region.version += 1
+
     name = "cp.reduce.async.bulk" if reduce else "cp.async.bulk store"
     written = w.machine.issue(w, name, lambda _: None, queue=False)
     operation = w.machine.issue(w, name, land)

@@ -17,6 +17,7 @@ def _taken(k, instr):
         if w.init[index] & w.mi != w.mi:
             w.bad_read(index)
         return w.mi & (~w.pr[index] if negated else w.pr[index])
+
     return taken
 
 
@@ -33,6 +34,7 @@ def bra(k, instr, m):
             if uniform and mask != w.mi:
                 w.report("divergence", "bra.uni taken by only some of its lanes", first(mask))
             w.branch(target, mask)
+
     return run
 
 
@@ -49,15 +51,18 @@ def leave(k, instr, m):
         w.live &= ~mask
         w.mi &= ~mask
         return None
+
     return run
 
 
 @op("trap", "brkpt")
 def trap(k, instr, m):
     """trap: an assertion of the program failed."""
+
     def run(w):
         w.report("trap", "the kernel executed trap: a check it contains failed", first(w.mi))
         raise StopEmulation("trap")
+
     return run
 
 

@@ -38,6 +38,7 @@ def _mov_pred(k, target, source):
     def run(w):
         value = ~w.pr[p] if negated else w.pr[p]
         w.pr[d] = (w.pr[d] & ~w.mi) | (value & w.mi)
+
     return run
 
 
@@ -53,6 +54,7 @@ def _mov_pack(k, kind, target, source):
         def pack_run(w):
             both = np.stack([w.V[pv][r].astype(f"u{bits // 8}") for r in rows], axis=1)
             put_wide(w, wide, d, both)
+
         return pack_run
     a = k.src(source, kind)
     outs = [None if isinstance(o, Sym) else k.dst(o, part) for o in parts]
@@ -63,6 +65,7 @@ def _mov_pack(k, kind, target, source):
         for out, value in zip(outs, values):
             if out is not None:
                 put(w, pv, out, value)
+
     return unpack_run
 
 
@@ -88,6 +91,7 @@ def cvta(k, instr, m):
     def run(w):
         x = w.V["u64"][a]
         put(w, "u64", d, x - base if to else x + base)
+
     return run
 
 
@@ -96,12 +100,14 @@ def is_space(k, instr, m):
     """Which window a generic address lies in."""
     from attncc.emulator.lanes import pack
     from attncc.emulator.memory import space_of
+
     space = m.need("shared", "shared::cta", "shared::cluster", "global", "local", "param", "const").split("::")[0]
     a, d = k.src(instr.ops[1], "u64"), k.dst(instr.ops[0], "pred")
 
     def run(w):
         bits = pack(np.array([space_of(int(x)) == space for x in w.V["u64"][a]]))
         w.pr[d] = (w.pr[d] & ~w.mi) | (bits & w.mi)
+
     return run
 
 
@@ -131,7 +137,7 @@ def _narrow(out, x, rounding, opts):
         x = nm.flush(x)
     if opts["relu"]:
         x = np.where(x > 0, x, np.where(np.isnan(x), x, np.float32(0)))
-    base = out[:-2] if out.endswith("x2") else out
+    base = out.removesuffix("x2")
     if base == "bf16":
         bits = nm.f32_to_bf16(x, rounding)
     elif base == "f16":
@@ -162,6 +168,7 @@ def _cvt_pair(k, instr, out, rounding, opts):
         high = _narrow(out, w.V["f32"][a], rounding, opts).astype(np.uint32)
         low = _narrow(out, w.V["f32"][b], rounding, opts).astype(np.uint32)
         put(w, view, d, (high << np.uint32(shift)) | low)
+
     return run
 
 
@@ -179,14 +186,17 @@ def _cvt_small(k, instr, out, kind, opts):
             if opts["relu"]:
                 half = np.where(half & 0x8000, np.uint16(0), half)
             put(w, "u32", d, np.ascontiguousarray(half).view(np.uint32)[:, 0])
+
         return widen
     from attncc.emulator.ops_half import unpack
+
     a, d = k.src(instr.ops[1], "b32"), k.dst(instr.ops[0], "b8" if out == "e2m1x2" else "b16", loose=True)
     shift = 4 if out == "e2m1x2" else 8
 
     def shrink(w):
         values = _narrow(out, unpack(kind, w.V["u32"][a]), "rn", opts).astype(np.uint16)
         put(w, "u16", d, (values[:, 1] << np.uint16(shift)) | values[:, 0])
+
     return shrink
 
 
@@ -221,6 +231,7 @@ def _cvt_scalar(k, instr, out, kind, rounding, opts):
             value = _float_to_int(x, out, rounding) if isfloat_in else _int_to_int(x, out, opts["sat"])
             value = value.astype(f"{'i' if out[0] == 's' else 'u'}{width // 8}")
         put(w, f"u{width}", d, value.view(f"u{width // 8}"))
+
     return run
 
 
@@ -262,8 +273,13 @@ def _float_to_int(x, out, rounding):
     bits = TYPE_BITS[out]
     low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if out[0] == "s" else (0, (1 << bits) - 1)
     if bits == 64:
-        return np.array([0 if np.isnan(v) else min(max(int(v) if np.isfinite(v) else (high if v > 0 else low), low), high)
-                         for v in whole], np.int64 if out[0] == "s" else np.uint64)
+        return np.array(
+            [
+                0 if np.isnan(v) else min(max(int(v) if np.isfinite(v) else (high if v > 0 else low), low), high)
+                for v in whole
+            ],
+            np.int64 if out[0] == "s" else np.uint64,
+        )
     return np.where(np.isnan(whole), 0, np.clip(whole, low, high)).astype(np.int64)
 
 

@@ -64,6 +64,7 @@ def _land(operation) -> None:
 def _reporter(w, pc):
     def report(kind, message, lane=-1, severity="error"):
         w.report(kind, message, lane, severity, pc=pc)
+
     return report
 
 
@@ -98,21 +99,24 @@ def cp_async(k, instr, m):
     size = instr.ops[2].value
     if size not in ((16,) if cache == "cg" else (4, 8, 16)):
         raise k.fail(f"cp.async.{cache} of {size} bytes")
-    rest = list(instr.ops[3:len(instr.ops) - policy])
+    rest = list(instr.ops[3 : len(instr.ops) - policy])
     src_size = k.src(rest[0], "u32") if rest else None
     k.program.min_shared_access = min(k.program.min_shared_access, size)
 
     def run(w):
         nbytes = np.minimum(w.V["u32"][src_size], size) if src_size is not None else np.full(32, size)
         operation = _current(w)
-        operation.data["copies"].append((w.mi, w.clk.copy(), w.pc - 1, source(w).copy(), target(w).copy(), size,
-                                         nbytes.copy()))
+        operation.data["copies"].append(
+            (w.mi, w.clk.copy(), w.pc - 1, source(w).copy(), target(w).copy(), size, nbytes.copy())
+        )
+
     return run
 
 
 @op("cp.async.commit_group")
 def commit(k, instr, m):
     """The open group may land from now on."""
+
     def run(w):
         groups = state(w)
         for operation in groups.open:
@@ -120,6 +124,7 @@ def commit(k, instr, m):
                 w.machine.pending.append(operation)
         groups.groups.append(groups.open)
         groups.open, groups.sealed = [], True
+
     return run
 
 
@@ -144,6 +149,7 @@ def wait(k, instr, m):
         if done > 0:
             _finish(w, groups.groups[:done])
             del groups.groups[:done]
+
     return run
 
 
@@ -171,6 +177,8 @@ def mbarrier_arrive(k, instr, m):
                 clk.ops |= 1 << other.number
             for barrier in bars:
                 barrier.arrive(_reporter(w, operation.pc), clk, 1, f"cp.async of warp {w.id} (ptx:{instr.line})")
+
         w.machine.issue(w, "cp.async.mbarrier.arrive", signal)
         w.tick()
+
     return run

@@ -30,12 +30,14 @@ def _finish(value, ftz, sat):
 
 def _directed(name, rounding):
     """float32 add/sub/mul with a rounding mode other than rn."""
+
     def run(a, b):
         x, y = a.astype(np.float64), b.astype(np.float64)
         if name == "mul":
             return round_f32(x * y, rounding)
         y = -y if name == "sub" else y
         return round_f32(_round_to_odd(x, y, x + y), rounding)
+
     return run
 
 
@@ -58,8 +60,10 @@ def binary_function(name, rounding, nan, xorsign):
     if name in ("min", "max"):
         pick = np.minimum if name == "min" else np.maximum
         if xorsign:
-            return lambda a, b: np.copysign(_ieee_max(np.abs(a), np.abs(b), pick, nan),
-                                            np.where(np.signbit(a) ^ np.signbit(b), -1, 1).astype(a.dtype))
+            return lambda a, b: np.copysign(
+                _ieee_max(np.abs(a), np.abs(b), pick, nan),
+                np.where(np.signbit(a) ^ np.signbit(b), -1, 1).astype(a.dtype),
+            )
         return lambda a, b: _ieee_max(a, b, pick, nan)
     if rounding != "rn":
         return _directed(name, rounding)
@@ -94,17 +98,20 @@ def float_binary(k, instr, m, kind, name):
         for extra in values[2:]:
             value = function(value, extra)
         put(w, view, d, value if plain else _finish(value, ftz, sat))
+
     return run
 
 
 def _plain(view, d, a, b, function):
     """A ufunc straight into the destination."""
+
     def run(w):
         table = w.V[view]
         if w.mi == FULL:
             function(table[a], table[b], out=table[d])
         else:
             function(table[a], table[b], out=table[d], where=lanes(w.mi))
+
     return run
 
 
@@ -118,6 +125,7 @@ def float_unary(k, instr, m, kind, name):
     def run(w):
         x = w.V[view][a]
         put(w, view, d, function(flush(x) if ftz else x))
+
     return run
 
 
@@ -138,22 +146,32 @@ def float_fma(k, instr, m, kind):
             x, y, z = flush(x), flush(y), flush(z)
         value = fma_f32(x, y, z)
         put(w, view, d, _finish(value, ftz, sat) if ftz or sat else value)
+
     return run
 
 
 def _fma_f64(x, y, z):
     from fractions import Fraction
+
     plain = x * y + z
     exact = np.isfinite(x) & np.isfinite(y) & np.isfinite(z)
-    values = [float(Fraction(a) * Fraction(b) + Fraction(c)) if ok and p != 0 else p
-              for a, b, c, p, ok in zip(x.tolist(), y.tolist(), z.tolist(), plain.tolist(), exact)]
+    values = [
+        float(Fraction(a) * Fraction(b) + Fraction(c)) if ok and p != 0 else p
+        for a, b, c, p, ok in zip(x.tolist(), y.tolist(), z.tolist(), plain.tolist(), exact)
+    ]
     return np.array(values, np.float64)
 
 
 def float_compare_name(compare, ftz):
     """Comparison on floats: plain names are ordered, `...u` names are true for NaN."""
-    base = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-            "ge": np.greater_equal}
+    base = {
+        "eq": np.equal,
+        "ne": np.not_equal,
+        "lt": np.less,
+        "le": np.less_equal,
+        "gt": np.greater,
+        "ge": np.greater_equal,
+    }
 
     def run(a, b):
         if ftz:
@@ -166,11 +184,20 @@ def float_compare_name(compare, ftz):
         if compare in base:
             return base[compare](a, b) & ~nan
         return base[compare[:2]](a, b) | nan
+
     return run
 
 
-_APPROX = {"ex2": np.exp2, "lg2": np.log2, "rcp": lambda x: 1.0 / x, "rsqrt": lambda x: 1.0 / np.sqrt(x),
-           "sqrt": np.sqrt, "tanh": np.tanh, "sin": np.sin, "cos": np.cos}
+_APPROX = {
+    "ex2": np.exp2,
+    "lg2": np.log2,
+    "rcp": lambda x: 1.0 / x,
+    "rsqrt": lambda x: 1.0 / np.sqrt(x),
+    "sqrt": np.sqrt,
+    "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
+}
 
 
 @op("ex2", "lg2", "rcp", "rsqrt", "sqrt", "tanh", "sin", "cos")
@@ -181,6 +208,7 @@ def special_function(k, instr, m):
     ftz = m.flag("ftz")
     if kind in ("f16", "f16x2", "bf16", "bf16x2"):
         from attncc.emulator.ops_half import half_special
+
         return half_special(k, instr, kind, _APPROX[instr.opcode])
     a, d, view = k.src(instr.ops[1], kind), k.dst(instr.ops[0], kind), VIEW[kind]
     function = _APPROX[instr.opcode]
@@ -192,6 +220,7 @@ def special_function(k, instr, m):
             return
         value = function((flush(x) if ftz else x).astype(np.float64)).astype(np.float32)
         put(w, view, d, flush(value) if ftz else value)
+
     return run
 
 
@@ -208,13 +237,21 @@ def copy_sign(k, instr, m):
 def test_property(k, instr, m):
     """testp.finite/infinite/number/notanumber/normal/subnormal."""
     from attncc.emulator.lanes import pack
+
     kind = m.type()
     what = m.need("finite", "infinite", "number", "notanumber", "normal", "subnormal")
     a, d, view = k.src(instr.ops[1], kind), k.dst(instr.ops[0], "pred"), VIEW[kind]
     tiny = 1.17549435e-38 if kind == "f32" else 2.2250738585072014e-308
-    tests = {"finite": np.isfinite, "infinite": np.isinf, "number": lambda x: ~np.isnan(x), "notanumber": np.isnan,
-             "normal": lambda x: np.isfinite(x) & (np.abs(x) >= tiny), "subnormal": lambda x: (x != 0) & (np.abs(x) < tiny)}
+    tests = {
+        "finite": np.isfinite,
+        "infinite": np.isinf,
+        "number": lambda x: ~np.isnan(x),
+        "notanumber": np.isnan,
+        "normal": lambda x: np.isfinite(x) & (np.abs(x) >= tiny),
+        "subnormal": lambda x: (x != 0) & (np.abs(x) < tiny),
+    }
 
     def run(w):
         w.pr[d] = (w.pr[d] & ~w.mi) | (pack(tests[what](w.V[view][a])) & w.mi)
+
     return run

@@ -57,6 +57,7 @@ def half_binary(k, instr, m, kind, name):
             value = function(value, extra)
         value = _finish(value, ftz, sat)
         put(w, view, d, repack(kind, np.maximum(value, 0) if relu else value))
+
     return run
 
 
@@ -70,6 +71,7 @@ def half_unary(k, instr, m, kind, name):
         x = w.V[view][a]
         s = x.dtype.type(sign)
         put(w, view, d, x & ~s if name == "abs" else x ^ s)
+
     return run
 
 
@@ -89,6 +91,7 @@ def half_fma(k, instr, m, kind):
         value = fma_f32(a, b, c) if kind == "f32x2" else _odd_f32(a, b, c)
         value = _finish(value, ftz, sat)
         put(w, view, d, repack(kind, np.maximum(value, 0) if relu else value))
+
     return run
 
 
@@ -118,4 +121,5 @@ def half_special(k, instr, kind, function):
     def run(w):
         value = function(unpack(kind, w.V[view][a]).astype(np.float64)).astype(np.float32)
         put(w, view, d, repack(kind, value))
+
     return run

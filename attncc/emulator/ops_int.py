@@ -28,11 +28,13 @@ def elementwise(k, instr, kind, function):
                 function(table[a], table[b], out=table[d])
             else:
                 function(table[a], table[b], out=table[d], where=lanes(w.mi))
+
         return run
 
     def run_any(w):
         table = w.V[view]
         put(w, view, d, function(*[table[i] for i in sources]))
+
     return run_any
 
 
@@ -46,8 +48,14 @@ def add_sub(k, instr, m):
         return float_binary(k, instr, m, kind, instr.opcode)
     if m.flag("sat"):
         sign = 1 if instr.opcode == "add" else -1
-        return elementwise(k, instr, kind, lambda a, b: np.clip(a.astype(np.int64) + sign * b.astype(np.int64),
-                                                                -(1 << 31), (1 << 31) - 1).astype(np.int32))
+        return elementwise(
+            k,
+            instr,
+            kind,
+            lambda a, b: np.clip(a.astype(np.int64) + sign * b.astype(np.int64), -(1 << 31), (1 << 31) - 1).astype(
+                np.int32
+            ),
+        )
     return elementwise(k, instr, kind, np.add if instr.opcode == "add" else np.subtract)
 
 
@@ -86,6 +94,7 @@ def mul_mad(k, instr, m):
         x, y = w.V[view][a], w.V[view][b]
         value = x * y if part == "lo" else mul_hi(x, y, kind) if part == "hi" else _wide(x, y, kind).astype(dtype)
         put(w, out, d, value if c is None else value + w.V[out][c])
+
     return run
 
 
@@ -101,6 +110,7 @@ def mul24(k, instr, m):
     def run(w):
         x, y = ((w.V[view][i] << 8) >> 8 for i in (a, b))
         put(w, view, d, x * y if c is None else x * y + w.V[view][c])
+
     return run
 
 
@@ -119,6 +129,7 @@ def div_rem(k, instr, m):
         mask = (1 << (8 * a.dtype.itemsize)) - 1
         bits = np.array([int(x) & mask for x in r], f"u{a.dtype.itemsize}").view(a.dtype)
         return np.where(b == 0, np.array(mask, f"u{a.dtype.itemsize}").view(a.dtype), bits)
+
     return elementwise(k, instr, kind, run)
 
 
@@ -153,8 +164,13 @@ def logic(k, instr, m):
     name = instr.opcode
     if kind == "pred":
         return _pred_logic(k, instr)
-    functions = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": lambda a: ~a,
-                 "cnot": lambda a: (a == 0).astype(a.dtype)}
+    functions = {
+        "and": np.bitwise_and,
+        "or": np.bitwise_or,
+        "xor": np.bitwise_xor,
+        "not": lambda a: ~a,
+        "cnot": lambda a: (a == 0).astype(a.dtype),
+    }
     return elementwise(k, instr, kind, functions[name])
 
 
@@ -172,6 +188,7 @@ def _pred_logic(k, instr):
         elif name == "xor":
             v ^= values[1]
         w.pr[d] = (w.pr[d] & ~w.mi) | (v & w.mi)
+
     return run
 
 
@@ -191,6 +208,7 @@ def shift(k, instr, m):
         if not signed or left:
             value = np.where(amount >= bits, 0, value)
         put(w, view, d, value)
+
     return run
 
 
@@ -208,6 +226,7 @@ def funnel(k, instr, m):
         n = (np.minimum(u[c], 32) if clamp else u[c] & 31).astype(np.uint64)
         value = (both << n) >> np.uint64(32) if left else both >> n
         put(w, "u32", d, (value & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+
     return run
 
 
@@ -224,7 +243,7 @@ def bit_count(k, instr, m):
 
     def one(x: int) -> int:
         if name == "popc":
-            return bin(x).count("1")
+            return x.bit_count()
         if name == "clz":
             return bits - x.bit_length()
         if name == "brev":
@@ -235,7 +254,13 @@ def bit_count(k, instr, m):
         return 0xFFFFFFFF if top < 0 else bits - 1 - top if shiftamt else top
 
     def run(w):
-        put(w, VIEW[out] if name != "brev" else view, d, np.array([one(int(x)) for x in w.V[view][a]], f"u{4 if out == 'u32' else bits // 8}"))
+        put(
+            w,
+            VIEW[out] if name != "brev" else view,
+            d,
+            np.array([one(int(x)) for x in w.V[view][a]], f"u{4 if out == 'u32' else bits // 8}"),
+        )
+
     return run
 
 
@@ -258,6 +283,7 @@ def bit_field_extract(k, instr, m):
         u = "u64" if bits == 64 else "u32"
         value = [one(int(x), int(p), int(n)) for x, p, n in zip(w.V[u][a], w.V["u32"][b], w.V["u32"][c])]
         put(w, view, d, np.array(value, f"u{bits // 8}").view(w.V[view][a].dtype))
+
     return run
 
 
@@ -276,6 +302,7 @@ def bit_field_insert(k, instr, m):
         field = np.array([(((1 << int(n)) - 1) << int(p)) & ((1 << bits) - 1) for p, n in zip(pos, length)], object)
         value = (w.V[view][b].astype(object) & ~field) | ((w.V[view][a].astype(object) << pos) & field)
         put(w, view, d, value.astype(f"u{bits // 8}"))
+
     return run
 
 
@@ -286,9 +313,14 @@ def permute(k, instr, m):
     kind = m.type()
     a, b, c = (k.src(o, kind) for o in instr.ops[1:])
     d = k.dst(instr.ops[0], kind)
-    tables = {"f4e": ["3210", "4321", "5432", "6543"], "b4e": ["5670", "6701", "7012", "0123"],
-              "rc8": ["0000", "1111", "2222", "3333"], "ecl": ["3210", "3211", "3222", "3333"],
-              "ecr": ["0000", "1110", "2210", "3210"], "rc16": ["1010", "3232", "1010", "3232"]}
+    tables = {
+        "f4e": ["3210", "4321", "5432", "6543"],
+        "b4e": ["5670", "6701", "7012", "0123"],
+        "rc8": ["0000", "1111", "2222", "3333"],
+        "ecl": ["3210", "3211", "3222", "3333"],
+        "ecr": ["0000", "1110", "2210", "3210"],
+        "rc16": ["1010", "3232", "1010", "3232"],
+    }
 
     def run(w):
         u = w.V["u32"]
@@ -300,6 +332,7 @@ def permute(k, instr, m):
         picked = np.take_along_axis(data, (nibbles & 7).astype(np.int64), 1)
         picked = np.where(nibbles & 8, np.where(picked & 0x80, 255, 0), picked).astype(np.uint8)
         put(w, "u32", d, picked.view(np.uint32)[:, 0])
+
     return run
 
 
@@ -320,6 +353,7 @@ def lop3(k, instr, m):
             if table >> i & 1:
                 value |= (x if i & 4 else ~x) & (y if i & 2 else ~y) & (z if i & 1 else ~z)
         put(w, "u32", d, value)
+
     return run
 
 
@@ -345,6 +379,7 @@ def dot_accumulate(k, instr, m):
         x = u[a].view(dt[atype]).reshape(32, 4).astype(np.int64)
         y = u[b].view(dt[btype]).reshape(32, 4).astype(np.int64)
         put(w, "u32", d, ((x * y).sum(1) + u[c]).astype(np.uint32))
+
     return run
 
 
@@ -361,11 +396,22 @@ def select(k, instr, m):
         table = w.V[view]
         bits = (~w.pr[p] if negated else w.pr[p]) & FULL
         put(w, view, d, np.where(lanes(bits), table[a], table[b]))
+
     return run
 
 
-_COMPARE = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-            "ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal}
+_COMPARE = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lo": np.less,
+    "ls": np.less_equal,
+    "hi": np.greater,
+    "hs": np.greater_equal,
+}
 
 
 @op("setp", "set")
@@ -395,12 +441,14 @@ def set_predicate(k, instr, m):
         other = ~bits
         if combine:
             extra = ~w.pr[c[0]] if c[1] else w.pr[c[0]]
-            bits, other = (x & extra if combine == "and" else x | extra if combine == "or" else x ^ extra
-                           for x in (bits, other))
+            bits, other = (
+                x & extra if combine == "and" else x | extra if combine == "or" else x ^ extra for x in (bits, other)
+            )
         mi = w.mi
         w.pr[p] = (w.pr[p] & ~mi) | (bits & mi)
         if q is not None:
             w.pr[q] = (w.pr[q] & ~mi) | (other & mi)
+
     return run
 
 

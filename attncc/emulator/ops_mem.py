@@ -12,9 +12,29 @@ from attncc.emulator.ptx_parse import TYPE_BITS
 SPACES = ("global", "shared", "shared::cta", "shared::cluster", "local", "param", "param::entry", "const")
 SEMANTICS = ("weak", "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio")
 SCOPES = ("cta", "cluster", "gpu", "sys")
-CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first",
-         "L1::evict_last", "L1::no_allocate", "L2::evict_last", "L2::evict_normal", "L2::evict_first", "L2::cache_hint",
-         "L2::64B", "L2::128B", "L2::256B", "unified")
+CACHE = (
+    "ca",
+    "cg",
+    "cs",
+    "lu",
+    "cv",
+    "wb",
+    "wt",
+    "nc",
+    "L1::evict_normal",
+    "L1::evict_unchanged",
+    "L1::evict_first",
+    "L1::evict_last",
+    "L1::no_allocate",
+    "L2::evict_last",
+    "L2::evict_normal",
+    "L2::evict_first",
+    "L2::cache_hint",
+    "L2::64B",
+    "L2::128B",
+    "L2::256B",
+    "unified",
+)
 
 
 def _modifiers(k, m):
@@ -55,7 +75,8 @@ def ld(k, instr, m):
         if semantics == "acquire":
             w.machine.acquire(w, space, addresses)
         for i, (d, width) in enumerate(zip(outs, widths)):
-            put(w, f"u{width}" if width < 128 else "b128", d, _row(data[:, i * each:(i + 1) * each], kind, width))
+            put(w, f"u{width}" if width < 128 else "b128", d, _row(data[:, i * each : (i + 1) * each], kind, width))
+
     return run
 
 
@@ -65,6 +86,8 @@ def st(k, instr, m):
     space, semantics, _, vector, kind = _modifiers(k, m)
     address = k.addr(instr.ops[0])
     rows = k.srcs(instr.ops[1], kind, loose=True)
+    if len(rows) != vector:
+        raise k.fail(f"{len(rows)} sources for .v{vector}")
     each = TYPE_BITS[kind] // 8
     if space == "shared":
         k.program.min_shared_access = min(k.program.min_shared_access, each)
@@ -72,17 +95,28 @@ def st(k, instr, m):
 
     def run(w):
         addresses = address(w)
-        parts = [w.V[f"u{width}" if width < 128 else "b128"][r].reshape(32, -1).view(np.uint8).reshape(32, -1)[:, :each]
-                 for r, width in zip(rows, widths)]
+        parts = [
+            w.V[f"u{width}" if width < 128 else "b128"][r].reshape(32, -1).view(np.uint8).reshape(32, -1)[:, :each]
+            for r, width in zip(rows, widths)
+        ]
         if semantics == "release":
             w.machine.release(w, space, addresses)
         mem.store(w, space, addresses, np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0])
+
     return run
 
 
-_ATOMIC = {"add": lambda a, b: a + b, "min": min, "max": max, "and": lambda a, b: a & b, "or": lambda a, b: a | b,
-           "xor": lambda a, b: a ^ b, "exch": lambda a, b: b,
-           "inc": lambda a, b: 0 if a >= b else a + 1, "dec": lambda a, b: b if a == 0 or a > b else a - 1}
+_ATOMIC = {
+    "add": lambda a, b: a + b,
+    "min": min,
+    "max": max,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "exch": lambda a, b: b,
+    "inc": lambda a, b: 0 if a >= b else a + 1,
+    "dec": lambda a, b: b if a == 0 or a > b else a - 1,
+}
 
 
 def _decode_value(kind, raw):
@@ -134,27 +168,33 @@ def atom(k, instr, m):
         for region, who, offsets in mem.groups(w, space, addresses, each * vector):
             for lane, offset in zip(who.tolist(), offsets.tolist()):
                 for v in range(vector):
-                    at = region.data[offset + v * each:offset + (v + 1) * each]
+                    at = region.data[offset + v * each : offset + (v + 1) * each]
                     old[v, lane] = at.view(f"u{each}")[0] if offset % each == 0 else 0
-                    arg = np.ascontiguousarray(w.V[view][rows[v]][lane:lane + 1]).view(np.uint8)
+                    arg = np.ascontiguousarray(w.V[view][rows[v]][lane : lane + 1]).view(np.uint8)
                     at[:] = _apply(name, kind, at.copy(), arg, w, swap, view, lane, each)
             if region.shadow is not None:
-                region.shadow.wid[region.shadow.granules(offsets, each * vector)] = -2 ** 31
+                region.shadow.wid[region.shadow.granules(offsets, each * vector)] = -(2**31)
             region.version += 1
         w.machine.progress += 1
         if semantics in ("acquire", "acq_rel"):
             w.machine.acquire(w, space, addresses)
         for v, d in enumerate(outs):
             put(w, view, d, old[v])
+
     return run
 
 
 def _apply(name, kind, current, arg, w, swap, view, lane, each):
     if name == "cas":
-        new = np.ascontiguousarray(w.V[view][swap][lane:lane + 1]).view(np.uint8)
+        new = np.ascontiguousarray(w.V[view][swap][lane : lane + 1]).view(np.uint8)
         return new if (current == arg).all() else current
-    return _encode_value(kind, _ATOMIC[name](_decode_value(kind, current), _decode_value(kind, arg))
-                         if not kind.endswith("x2") or name == "add" else _packed(name, kind, current, arg), each)
+    return _encode_value(
+        kind,
+        _ATOMIC[name](_decode_value(kind, current), _decode_value(kind, arg))
+        if not kind.endswith("x2") or name == "add"
+        else _packed(name, kind, current, arg),
+        each,
+    )
 
 
 def _packed(name, kind, current, arg):
@@ -183,6 +223,7 @@ def mapa(k, instr, m):
         low = w.V[view][a].astype(np.uint64) & np.uint64((1 << mem.RANK_SHIFT) - 1)
         value = low | (w.V["u32"][rank].astype(np.uint64) << np.uint64(mem.RANK_SHIFT))
         put(w, view, d, value + np.uint64(0 if shared else mem.windows["shared"]))
+
     return run
 
 

@@ -42,7 +42,7 @@ def ldmatrix(k, instr, m):
         if not w.converged(instr.text):
             return BLOCK
         saved = _matrix_rows(w, address, count)
-        rows = mem.load(w, "shared", address(w), 16, uninit="warning")[:8 * count]
+        rows = mem.load(w, "shared", address(w), 16, uninit="warning")[: 8 * count]
         w.mi = saved
         data = rows.view(np.uint16).reshape(count, 8, 8)
         if trans:
@@ -51,6 +51,7 @@ def ldmatrix(k, instr, m):
         for d, row in zip(outs, words):
             put(w, "u32", d, row)
         return None
+
     return run
 
 
@@ -64,14 +65,15 @@ def _ldmatrix_b8(k, instr, address, outs, count, trans, kind):
             return BLOCK
         saved = w.mi
         w.mi = saved & ((1 << (16 * count)) - 1)
-        rows = mem.load(w, "shared", address(w), 16, uninit="warning")[:16 * count]
+        rows = mem.load(w, "shared", address(w), 16, uninit="warning")[: 16 * count]
         w.mi = saved
         for i in range(count):
-            tile = rows[16 * i:16 * i + 16].T
+            tile = rows[16 * i : 16 * i + 16].T
             for half in range(2):
-                words = np.ascontiguousarray(tile[8 * half:8 * half + 8]).view(np.uint32).reshape(32)
+                words = np.ascontiguousarray(tile[8 * half : 8 * half + 8]).view(np.uint32).reshape(32)
                 put(w, "u32", outs[2 * i + half], words)
         return None
+
     return run
 
 
@@ -96,11 +98,12 @@ def stmatrix(k, instr, m):
         if trans:
             data = data.transpose(0, 2, 1)
         rows = np.zeros((32, 16), np.uint8)
-        rows[:8 * count] = np.ascontiguousarray(data).view(np.uint8).reshape(8 * count, 16)
+        rows[: 8 * count] = np.ascontiguousarray(data).view(np.uint8).reshape(8 * count, 16)
         saved = _matrix_rows(w, address, count)
         mem.store(w, "shared", address(w), rows)
         w.mi = saved
         return None
+
     return run
 
 
@@ -117,6 +120,7 @@ def movmatrix(k, instr, m):
         tile = w.V["u32"][a].view(np.uint16).reshape(8, 8).T
         put(w, "u32", d, np.ascontiguousarray(tile).view(np.uint32).reshape(32))
         return None
+
     return run
 
 
@@ -199,11 +203,12 @@ def mma(k, instr, m):
             rows = rows.view(np.float16).reshape(2, 32, 2).transpose(0, 2, 1).reshape(4, 32).astype(np.float32)
         value = left @ right + accumulator(rows)
         if acc == "s32":
-            value = np.clip(value, -2 ** 31, 2 ** 31 - 1).astype(np.int32) if sat else value.astype(np.int32)
+            value = np.clip(value, -(2**31), 2**31 - 1).astype(np.int32) if sat else value.astype(np.int32)
         out = accumulator_rows(value)
         if acc == "f16":
             out = np.ascontiguousarray(nm.f32_to_f16(out).reshape(2, 2, 32).transpose(0, 2, 1)).view(np.uint32)[..., 0]
         for i, row in zip(d, out):
             put(w, store, i, row)
         return None
+
     return run

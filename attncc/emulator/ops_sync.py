@@ -43,6 +43,7 @@ def bar(k, instr, m):
 
     def run(w):
         return _bar_step(w, mode, number, count, aligned, instr)
+
     return run
 
 
@@ -58,7 +59,9 @@ def _bar_step(w, mode, number, count, aligned, instr, vote=None):
         barrier = w.cta.bars.setdefault(number(w), NamedBarrier(number(w)))
         threads = count(w) if count else 0
         if threads % 32:
-            w.report("named-barrier", f"barrier {barrier.number}: thread count {threads} is no multiple of the warp size")
+            w.report(
+                "named-barrier", f"barrier {barrier.number}: thread count {threads} is no multiple of the warp size"
+            )
         if vote is not None:
             barrier.votes.append(vote(w))
         generation = barrier.arrive(w, threads)
@@ -66,7 +69,9 @@ def _bar_step(w, mode, number, count, aligned, instr, vote=None):
         return None
     if barrier.generation == generation:
         tokens[pc] = (barrier, generation)
-        w.wait = Wait("named-barrier", f"{instr.text} ({barrier.arrived} of {barrier.expected or 'all'} threads arrived)", pc)
+        w.wait = Wait(
+            "named-barrier", f"{instr.text} ({barrier.arrived} of {barrier.expected or 'all'} threads arrived)", pc
+        )
         return BLOCK
     tokens.pop(pc, None)
     w.clk.join(barrier.done_clock)
@@ -96,6 +101,7 @@ def _bar_red(k, instr, m, aligned):
             result = yes == total if kind == "and" else yes > 0
             w.pr[d] = (w.pr[d] & ~w.mi) | (w.mi if result else 0)
         return None
+
     return run
 
 
@@ -136,6 +142,7 @@ def _cluster_barrier(k, instr, m):
         del w.state["cluster"]
         w.clk.join(cluster.done_clock)
         return None
+
     return arrive if mode == "arrive" else wait
 
 
@@ -155,8 +162,11 @@ def barrier_at(w, address: int, clk=None, proxy: bool = False, report=None) -> M
     if clk.vc[barrier.init_gid] < barrier.init_epoch:
         report("mbarrier", f"{barrier.name()} is used with nothing ordering this after its mbarrier.init")
     elif proxy and not barrier.fenced:
-        report("proxy-fence", f"{barrier.name()} is used by the async proxy (or the cluster) without "
-                              "fence.mbarrier_init or fence.proxy.async after its init")
+        report(
+            "proxy-fence",
+            f"{barrier.name()} is used by the async proxy (or the cluster) without "
+            "fence.mbarrier_init or fence.proxy.async after its init",
+        )
     return barrier
 
 
@@ -192,10 +202,13 @@ def _init(k, instr, m, what):
             if not 1 <= n < 1 << 20:
                 w.report("mbarrier", f"mbarrier.init with count {n}", int(lane))
             if offset in w.cta.mbars:
-                w.report("mbarrier", "mbarrier.init on a live mbarrier (no mbarrier.inval before)", int(lane), "warning")
+                w.report(
+                    "mbarrier", "mbarrier.init on a live mbarrier (no mbarrier.inval before)", int(lane), "warning"
+                )
             w.cta.mbars[offset] = MBarrier(w.cta, offset, n, w)
             w.cta.shared.shadow.wid[offset // w.cta.shared.shadow.granule] = w.gid
         w.machine.events += 1
+
     return run
 
 
@@ -229,6 +242,7 @@ def _arrive(k, instr, m, what):
         w.tick()
         if d is not None:
             put(w, "u64", d, old)
+
     return run
 
 
@@ -246,6 +260,7 @@ def _tx(k, instr, m, what):
             if barrier is not None:
                 n = int(w.V["u32"][amount][lane])
                 barrier.expect(w.report, n if what == "expect_tx" else -n)
+
     return run
 
 
@@ -282,13 +297,18 @@ def _wait(k, instr, m, what):
                 waits = (barrier, key[1])
         if waits is not None and what == "try_wait" and not w.force_timeout and w.machine.rng.random() > 0.03:
             barrier, want = waits
-            w.wait = Wait("mbarrier", f"waits on {barrier.name()} for the phase of parity {want} ({barrier.state()}; "
-                                      f"{barrier.last})", w.pc - 1, barrier)
+            w.wait = Wait(
+                "mbarrier",
+                f"waits on {barrier.name()} for the phase of parity {want} ({barrier.state()}; {barrier.last})",
+                w.pc - 1,
+                barrier,
+            )
             return BLOCK
         w.force_timeout = False
         w.pr[p] = (w.pr[p] & ~w.mi) | (pack(done) & w.mi)
         w.init[p] |= w.mi
         return YIELD if waits is not None else None
+
     return run
 
 
@@ -305,6 +325,7 @@ def fence(k, instr, m):
         def publish(w):
             _publish_barriers(w)
             _release_fence(w)
+
         return publish
     if m.flag("proxy"):
         kind = m.need("async", "async::generic", "tensormap::generic", "tensormap", "alias")
@@ -320,6 +341,7 @@ def fence(k, instr, m):
             if kind.startswith("async"):
                 w.clk.fence_proxy()
                 _publish_barriers(w)
+
         return proxy
     m.take("acq_rel", "sc", "acquire", "release")
     m.take("sync_restrict::shared::cta", "sync_restrict::shared::cluster")
@@ -367,15 +389,22 @@ def setmaxnreg(k, instr, m):
             return None
         need = (count - current) * 32
         if (need < 0) == grow and need:
-            w.report("register-pool", f"setmaxnreg.{'inc' if grow else 'dec'} to {count}, but the warp has {current} registers")
+            w.report(
+                "register-pool",
+                f"setmaxnreg.{'inc' if grow else 'dec'} to {count}, but the warp has {current} registers",
+            )
             return None
         if grow and need > w.cta.free_registers:
-            w.wait = Wait("register-pool", f"setmaxnreg.inc {count} needs {need} registers, {w.cta.free_registers} are free "
-                                           f"(launched with {w.machine.launch.registers} per thread)", w.pc - 1)
+            w.wait = Wait(
+                "register-pool",
+                f"setmaxnreg.inc {count} needs {need} registers, {w.cta.free_registers} are free "
+                f"(launched with {w.machine.launch.registers} per thread)",
+                w.pc - 1,
+            )
             return BLOCK
         w.cta.free_registers -= need
         w.state["registers"] = count
         w.machine.events += 1
         return None
-    return run
 
+    return run

@@ -51,10 +51,11 @@ def alloc(k, instr, m):
         address = int(target(w)[first(w.mi)]) & 0xFFFFFF
         shared = w.cta.shared
         shared.shadow.write(w.agent(), shared.shadow.granules(np.array([address]), 4))
-        shared.data[address:address + 4] = np.array([base], np.uint32).view(np.uint8)
+        shared.data[address : address + 4] = np.array([base], np.uint32).view(np.uint8)
         shared.version += 1
         w.machine.events += 1
         return None
+
     return run
 
 
@@ -66,11 +67,13 @@ def dealloc(k, instr, m):
         m.need(name)
     m.flag("b32")
     if instr.mods[0] == "relinquish_alloc_permit":
+
         def relinquish(w):
             if not w.converged(instr.text):
                 return BLOCK
             Tmem.of(w.cta).relinquished = True
             return None
+
         return relinquish
     address, columns = scalar(k, instr.ops[0]), scalar(k, instr.ops[1])
 
@@ -84,6 +87,7 @@ def dealloc(k, instr, m):
             tmem.shadow.write(w.agent(), tmem.granules(0, 128, base, tmem.blocks.pop(base)))
         w.machine.events += 1
         return None
+
     return run
 
 
@@ -91,7 +95,13 @@ def dealloc(k, instr, m):
 
 REPEATS = {f"x{1 << i}": 1 << i for i in range(8)}
 #: shape -> (lanes, columns per repeat, registers per repeat)
-SHAPES = {"32x32b": (32, 1, 1), "16x64b": (16, 2, 1), "16x128b": (16, 4, 2), "16x256b": (16, 8, 4), "16x32bx2": (16, 1, 1)}
+SHAPES = {
+    "32x32b": (32, 1, 1),
+    "16x64b": (16, 2, 1),
+    "16x128b": (16, 4, 2),
+    "16x256b": (16, 8, 4),
+    "16x32bx2": (16, 1, 1),
+}
 
 
 def fragment(shape: str, repeat: int, split: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -192,6 +202,7 @@ def ld(k, instr, m):
             w.locked[d] = lock
             w.init[d] = 0
         return None
+
     return run
 
 
@@ -222,10 +233,12 @@ def st(k, instr, m):
 
         def move():
             tmem.data[rows, columns] = values
+
         batch.work.append(move)
         if w.machine.rng.random() < 0.5:
             batch.flush()
         return None
+
     return run
 
 
@@ -247,6 +260,7 @@ def wait(k, instr, m):
             stores.flush()
             w.clk.ops |= 1 << stores.operation.number
         return None
+
     return run
 
 
@@ -280,7 +294,11 @@ class Pipe:
     def at_exit(self, w) -> None:
         """MMAs that no commit covers still run."""
         if self.open is not None and self.open.data["work"]:
-            w.report("exit-pending", "the warp exits with tcgen05 operations that no tcgen05.commit covers", severity="warning")
+            w.report(
+                "exit-pending",
+                "the warp exits with tcgen05 operations that no tcgen05.commit covers",
+                severity="warning",
+            )
             self.close(w)
 
     def close(self, w) -> None:
@@ -336,6 +354,7 @@ def commit(k, instr, m):
         pipe.close(w)
         w.machine.events += 1
         w.tick()
+
     return run
 
 

@@ -20,7 +20,12 @@ from attncc.emulator.races import Agent, op_ident
 from attncc.emulator.smem_operand import MatrixDescriptor, operand_chunks
 from attncc.emulator.tmem import Tmem
 
-FORMATS = {"f16": {0: "f16", 1: "bf16"}, "tf32": {2: "tf32"}, "f8f6f4": {0: "e4m3", 1: "e5m2"}, "i8": {0: "u8", 1: "s8"}}
+FORMATS = {
+    "f16": {0: "f16", 1: "bf16"},
+    "tf32": {2: "tf32"},
+    "f8f6f4": {0: "e4m3", 1: "e5m2"},
+    "i8": {0: "u8", 1: "s8"},
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def mma(k, instr, m):
             w.report("descriptor", "a non-zero disable-output-lane vector is not supported")
         add = enable if isinstance(enable, bool) else bool((w.pr[enable[0]] >> lane & 1) ^ enable[1])
         issue(w, shape, pair, int(d(w)[lane]), left, right, add)
+
     return run
 
 
@@ -95,7 +101,7 @@ def issue(w, shape: Shape, pair: bool, d: int, left, right: MatrixDescriptor, ad
     ctas = [w.cta]
     if pair:
         base = w.cta.rank & ~1
-        ctas = w.cta.cluster.ctas[base:base + 2]
+        ctas = w.cta.cluster.ctas[base : base + 2]
         if w.cta.rank != base or len(ctas) != 2:
             w.report("divergence", "a cta_group::2 MMA must be issued by the even CTA of a pair")
             return
@@ -153,8 +159,11 @@ def _touch_tmem(w, agent, cta, shape, rows, d, left, add, ctas) -> bool:
     if isinstance(left, int):
         columns = 32 // 4
         if left & 0xFFFF < column + width and column < (left & 0xFFFF) + columns:
-            report("tmem", f"A (columns {left & 0xFFFF}..{(left & 0xFFFF) + columns - 1}) overlaps D (columns {column}.."
-                           f"{column + width - 1})")
+            report(
+                "tmem",
+                f"A (columns {left & 0xFFFF}..{(left & 0xFFFF) + columns - 1}) overlaps D (columns {column}.."
+                f"{column + width - 1})",
+            )
         if not tmem.check(report, left >> 16, rows, left & 0xFFFF, columns):
             return False
         tmem.shadow.read(agent, tmem.granules(left >> 16, rows, left & 0xFFFF, columns))
@@ -172,7 +181,7 @@ def compute(parts, shape: Shape, rows: int, d: int, left, add: bool) -> None:
         tmem = Tmem.of(cta)
         if isinstance(left, int):
             lane, column = left >> 16, left & 0xFFFF
-            words = tmem.data[lane:lane + rows, column:column + 8]
+            words = tmem.data[lane : lane + rows, column : column + 8]
             a = elements(shape.a, np.ascontiguousarray(words)).reshape(rows, -1)
         else:
             a = operand_values(cta, a_chunks, shape.a, shape.a_mn)
@@ -187,7 +196,7 @@ def store(tmem, where, value, shape: Shape, add: bool) -> None:
     if shape.d == "s32":
         old = tmem.data[where].view(np.int32).astype(np.int64) if add else 0
         total = value + old
-        total = np.clip(total, -2 ** 31, 2 ** 31 - 1) if shape.saturate else total
+        total = np.clip(total, -(2**31), 2**31 - 1) if shape.saturate else total
         tmem.data[where] = total.astype(np.int32).view(np.uint32)
         return
     old = tmem.data[where].view(np.float32) if add else np.float32(0)

@@ -56,6 +56,7 @@ def shfl(k, instr, m):
         if p is not None:
             w.pr[p] = (w.pr[p] & ~w.mi) | (pack(valid) & w.mi)
         return None
+
     return run
 
 
@@ -101,6 +102,7 @@ def vote(k, instr, m):
             result = bits == group if mode == "all" else bits != 0 if mode == "any" else bits in (0, group)
             w.pr[d] = (w.pr[d] & ~w.mi) | (w.mi if result else 0)
         return None
+
     return run
 
 
@@ -131,6 +133,7 @@ def match(k, instr, m):
                 w.pr[p] = (w.pr[p] & ~w.mi) | (w.mi if every else 0)
         put(w, "u32", d, values)
         return None
+
     return run
 
 
@@ -143,8 +146,14 @@ def redux(k, instr, m):
     kind = m.type()
     a, mask, d = k.src(instr.ops[1], kind), members(k, instr.ops[2]), k.dst(instr.ops[0], kind)
     view = {"f32": "f32", "s32": "s32"}.get(kind, "u32")
-    functions = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
-                 "xor": np.bitwise_xor}
+    functions = {
+        "add": np.add,
+        "min": np.minimum,
+        "max": np.maximum,
+        "and": np.bitwise_and,
+        "or": np.bitwise_or,
+        "xor": np.bitwise_xor,
+    }
     function = functions[name]
     if kind == "f32" and not nan:
         function = np.fmin if name == "min" else np.fmax
@@ -156,6 +165,7 @@ def redux(k, instr, m):
         values = w.V[view][a][lanes(who & w.mi)]
         put(w, view, d, function.reduce(np.abs(values) if use_abs else values))
         return None
+
     return run
 
 
@@ -175,6 +185,7 @@ def elect(k, instr, m):
         put(w, "u32", d, np.uint32(leader))
         w.pr[p] = (w.pr[p] & ~w.mi) | ((1 << leader) & w.mi)
         return None
+
     return run
 
 

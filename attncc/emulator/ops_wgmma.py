@@ -66,8 +66,10 @@ class Sequence:
         """Every warp of the group must have issued all of them."""
         for w in cta.warps:
             if cta.extra.get(("wgmma", w.id // 4)) is self and state(w).issued != len(self.entries):
-                w.report("divergence", f"warp {w.id} issued {state(w).issued} wgmma operations, others of its group "
-                                       f"{len(self.entries)}")
+                w.report(
+                    "divergence",
+                    f"warp {w.id} issued {state(w).issued} wgmma operations, others of its group {len(self.entries)}",
+                )
 
 
 @op("wgmma.fence")
@@ -81,6 +83,7 @@ def fence(k, instr, m):
             return BLOCK
         w.fence_count += 1
         return None
+
     return run
 
 
@@ -99,6 +102,7 @@ def commit(k, instr, m):
         if w.machine.rng.random() < 0.3:
             own.flush()
         return None
+
     return run
 
 
@@ -113,13 +117,14 @@ def wait(k, instr, m):
         if not w.converged(instr.text):
             return BLOCK
         own = state(w)
-        done = own.groups[:max(len(own.groups) - keep, 0)]
+        done = own.groups[: max(len(own.groups) - keep, 0)]
         if done:
             own.flush()
-            del own.groups[:len(done)]
+            del own.groups[: len(done)]
             w.free({g for g in done if g is not None})
             w.machine.events += 1
         return None
+
     return run
 
 
@@ -136,7 +141,7 @@ def parse_operands(k, instr, m):
         raise k.fail("wgmma types")
     acc, ka, kb = m.left
     m.left.clear()
-    n = int(shape[4:shape.index("k")])
+    n = int(shape[4 : shape.index("k")])
     if acc not in ("f32", "f16", "s32") or ka not in BITS or kb not in BITS or n % 8 or not 8 <= n <= 256:
         raise k.fail("unsupported wgmma form")
     return acc, ka, kb, n, int(shape.rsplit("k", 1)[1]), sat
@@ -172,7 +177,7 @@ def operand_values(cta, chunks: np.ndarray, kind: str, mn_major: bool) -> np.nda
         cache["version"] = shared.version
     key = (int(chunks.flat[0]), chunks.shape, int(chunks.flat[-1]), int(chunks.sum()), kind, mn_major)
     if key not in cache:
-        raw = shared.data[:len(shared.data) // 16 * 16].reshape(-1, 16)[chunks.ravel()]
+        raw = shared.data[: len(shared.data) // 16 * 16].reshape(-1, 16)[chunks.ravel()]
         values = elements(kind, raw.reshape(-1).view(np.uint32)).reshape(chunks.shape[0], -1)
         cache[key] = values.T if mn_major else values
     return cache[key]
@@ -256,7 +261,9 @@ class Spec:
             if chunks is None:
                 continue
             if int(chunks.max()) >= limit:
-                w.report("out-of-bounds", f"a wgmma operand reaches shared+{int(chunks.max()) * 16:#x}, past {shared.name}")
+                w.report(
+                    "out-of-bounds", f"a wgmma operand reaches shared+{int(chunks.max()) * 16:#x}, past {shared.name}"
+                )
                 return None
             shared.shadow.read(agent, chunk_granules(shared.shadow, chunks.ravel()), uninit="warning")
         return left, right
@@ -278,7 +285,7 @@ class Spec:
         else:
             left = operand_values(w.cta, left_chunks, self.ka, bool(self.trans[0]))
             if self.trans[0]:
-                left = left[16 * (w.id % 4):16 * (w.id % 4) + 16]
+                left = left[16 * (w.id % 4) : 16 * (w.id % 4) + 16]
         value = left @ right.T
         if self.signs[0] * self.signs[1] < 0:
             value = -value
@@ -298,7 +305,7 @@ def store_accumulator(w, spec, value: np.ndarray, accumulate: bool) -> None:
     if spec.acc == "s32":
         for r, row in zip(spec.d, rows):
             total = row + table[r].astype(np.int64) if accumulate else row
-            table[r][:] = np.clip(total, -2 ** 31, 2 ** 31 - 1) if spec.sat else total.astype(np.int32)
+            table[r][:] = np.clip(total, -(2**31), 2**31 - 1) if spec.sat else total.astype(np.int32)
         return
     for r, row in zip(spec.d, rows):
         if accumulate:

@@ -145,9 +145,14 @@ for _k in ("b", "u", "s", "f"):
 _LOC = re.compile(r"^\s*\.loc\s+(\d+)\s+(\d+)")
 _FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"')
 _LABEL = re.compile(r"^\s*([A-Za-z_$%][\w$]*)\s*:(?!:)")
-_VAR = re.compile(r"^\.(extern|visible|weak|common)?\s*\.?(shared|global|const|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+"
-                  r"([\w$]+)\s*(?:\[(\d*)\])?\s*(?:=\s*(.*))?$", re.S)
-_PARAM = re.compile(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align\s+\d+\s+)?)?([\w$]+)(?:\[(\d+)\])?")
+_VAR = re.compile(
+    r"^\.(extern|visible|weak|common)?\s*\.?(shared|global|const|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+"
+    r"([\w$]+)\s*(?:\[(\d*)\])?\s*(?:=\s*(.*))?$",
+    re.DOTALL,
+)
+_PARAM = re.compile(
+    r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align\s+\d+\s+)?)?([\w$]+)(?:\[(\d+)\])?"
+)
 
 
 def parse(text: str) -> Module:
@@ -159,7 +164,7 @@ class _Parser:
     """Statement reader with brace scopes."""
 
     def __init__(self, text: str):
-        text = re.sub(r"/\*.*?\*/", lambda m: "\n" * m.group().count("\n"), text, flags=re.S)
+        text = re.sub(r"/\*.*?\*/", lambda m: "\n" * m.group().count("\n"), text, flags=re.DOTALL)
         self.lines = [line.split("//", 1)[0] for line in text.split("\n")]
         self.module = Module()
         self.kernel: Kernel | None = None
@@ -219,7 +224,7 @@ class _Parser:
         """`L: stmt` -> `L:` and `stmt`."""
         match = _LABEL.match(raw)
         if match and not raw.lstrip().startswith("."):
-            return [raw[:match.end()], raw[match.end():]]
+            return [raw[: match.end()], raw[match.end() :]]
         return [raw]
 
     def directive_line(self, raw: str, number: int) -> bool:
@@ -284,7 +289,7 @@ class _Parser:
             raise PtxError(f"line {line}: unknown module-level statement: {text[:120]}")
 
     def entry(self, text: str, line: int) -> None:
-        match = re.search(r"\.entry\s+([\w$]+)\s*(?:\((.*?)\))?\s*((?:\.\w+[^.()]*)*)$", text, re.S)
+        match = re.search(r"\.entry\s+([\w$]+)\s*(?:\((.*?)\))?\s*((?:\.\w+[^.()]*)*)$", text, re.DOTALL)
         if match is None:
             raise PtxError(f"line {line}: cannot read the entry header: {text[:120]}")
         self.kernel = Kernel(match.group(1))
@@ -331,7 +336,7 @@ class _Parser:
                 self.kernel.instrs[i] = dataclasses.replace(instr, ops=ops)
 
     def registers(self, text: str, line: int) -> None:
-        match = re.match(r"\.reg\s+(?:\.v\d\s+)?\.(\w+)\s+(.*)$", text, re.S)
+        match = re.match(r"\.reg\s+(?:\.v\d\s+)?\.(\w+)\s+(.*)$", text, re.DOTALL)
         if match is None or match.group(1) not in TYPE_BITS:
             raise PtxError(f"line {line}: unknown register declaration: {text}")
         bits = TYPE_BITS[match.group(1)]
@@ -363,9 +368,9 @@ class _Parser:
         """One operand; unknown names stay symbols and are checked when the instruction is decoded."""
         text = text.strip()
         if text.startswith("{"):
-            return Vec(tuple(self.operand(p, line) for p in _split_top(text[1:text.rindex("}")])))
+            return Vec(tuple(self.operand(p, line) for p in _split_top(text[1 : text.rindex("}")])))
         if text.startswith("["):
-            return self.address(text[1:text.rindex("]")], line)
+            return self.address(text[1 : text.rindex("]")], line)
         if text.startswith("!"):
             return Not(self.operand(text[1:], line))
         if "|" in text:
@@ -395,7 +400,9 @@ class _Parser:
         offset = int(match.group(2), 0) if match.group(2) else 0
         coords = self.operand(parts[1], line) if len(parts) > 1 else None
         extra = tuple(self.operand(p, line) for p in parts[2:])
-        return Addr(base, offset, coords.items if isinstance(coords, Vec) else None if coords is None else (coords,), extra)
+        return Addr(
+            base, offset, coords.items if isinstance(coords, Vec) else None if coords is None else (coords,), extra
+        )
 
 
 def _fix_labels(kernel: Kernel) -> None:
@@ -429,9 +436,9 @@ def _split_top(text: str) -> list[str]:
 
 def _literal(text: str) -> Imm | None:
     if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", text):
-        return Imm(int(text[2:], 16), 32)
+        return Imm(int.from_bytes(bytes.fromhex(text[2:]), "big"), 32)
     if re.fullmatch(r"0[dD][0-9a-fA-F]{16}", text):
-        return Imm(int(text[2:], 16), 64)
+        return Imm(int.from_bytes(bytes.fromhex(text[2:]), "big"), 64)
     if re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", text):
         return Imm(int(text.rstrip("U"), 0) if not re.fullmatch(r"-?0\d+U?", text) else int(text.rstrip("U"), 8))
     if re.fullmatch(r"-?\d+\.\d*(e[+-]?\d+)?", text):

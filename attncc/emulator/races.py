@@ -18,21 +18,21 @@ UNWRITTEN = -1
 class Clock:
     """Knowledge of one warp, barrier or asynchronous operation."""
 
-    __slots__ = ("vc", "pvc", "ops", "pops")
+    __slots__ = ("ops", "pops", "pvc", "vc")
 
     def __init__(self, vc: np.ndarray, pvc: np.ndarray, ops: int = 0, pops: int = 0):
         self.vc, self.pvc, self.ops, self.pops = vc, pvc, ops, pops
 
     @classmethod
-    def empty(cls, size: int) -> "Clock":
+    def empty(cls, size: int) -> Clock:
         """Knows nothing."""
         return cls(np.zeros(size, np.int64), np.zeros(size, np.int64))
 
-    def copy(self) -> "Clock":
+    def copy(self) -> Clock:
         """A snapshot."""
         return Clock(self.vc.copy(), self.pvc.copy(), self.ops, self.pops)
 
-    def join(self, other: "Clock") -> None:
+    def join(self, other: Clock) -> None:
         """Learn everything `other` knows."""
         np.maximum(self.vc, other.vc, out=self.vc)
         np.maximum(self.pvc, other.pvc, out=self.pvc)
@@ -48,7 +48,7 @@ class Clock:
 class Agent:
     """Who makes an access: a warp (generic proxy) or an asynchronous operation."""
 
-    __slots__ = ("ident", "clk", "epoch", "pc", "proxy", "report")
+    __slots__ = ("clk", "epoch", "ident", "pc", "proxy", "report")
 
     def __init__(self, ident: int, clk: Clock, epoch: int, pc: int, proxy: bool, report):
         self.ident, self.clk, self.epoch, self.pc, self.proxy, self.report = ident, clk, epoch, pc, proxy, report
@@ -62,12 +62,20 @@ def op_ident(number: int) -> int:
 class Shadow:
     """Access history of one memory region."""
 
-    def __init__(self, machine, name: str, nbytes: int, granule: int, first_gid: int = 0, readers: int = 0,
-                 initialised: bool = False):
+    def __init__(
+        self,
+        machine,
+        name: str,
+        nbytes: int,
+        granule: int,
+        first_gid: int = 0,
+        readers: int = 0,
+        initialised: bool = False,
+    ):
         self.machine, self.name, self.granule = machine, name, granule
         n = -(-nbytes // granule)
         self.first_gid = first_gid
-        self.wid = np.full(n, -2 ** 31 if initialised else UNWRITTEN, np.int32)
+        self.wid = np.full(n, -(2**31) if initialised else UNWRITTEN, np.int32)
         self.wep = np.zeros(n, np.int32)
         self.wpc = np.zeros(n, np.int32)
         self.rd = np.zeros((readers, n), np.int32) if readers else None
@@ -117,12 +125,14 @@ class Shadow:
     def _check_writers(self, agent, idx, ids, reading, uninit):
         kinds = np.unique(ids)
         for who in kinds.tolist():
-            if who == agent.ident or who == -2 ** 31:
+            if who == agent.ident or who == -(2**31):
                 continue
             if who == UNWRITTEN:
                 if uninit:
                     where = int(idx[np.argmax(ids == UNWRITTEN)]) * self.granule
-                    agent.report("uninitialised-memory", f"{self.name}+{where:#x} is read before any write", severity=uninit)
+                    agent.report(
+                        "uninitialised-memory", f"{self.name}+{where:#x} is read before any write", severity=uninit
+                    )
                 continue
             mine = idx[ids == who]
             problem = self._writer_problem(agent, who, int(self.wep[mine].max()))
@@ -147,7 +157,9 @@ class Shadow:
         writer = self.machine.describe(who, int(self.wpc[late]))
         place = f"{self.name}+{int(late) * self.granule:#x}"
         if problem == "proxy":
-            agent.report("proxy-fence", f"{place}: generic write by {writer} reaches the async proxy without fence.proxy.async")
+            agent.report(
+                "proxy-fence", f"{place}: generic write by {writer} reaches the async proxy without fence.proxy.async"
+            )
         elif reading:
             agent.report("stale-read", f"{place}: written by {writer}, and nothing orders this read after it")
         else:
@@ -155,7 +167,7 @@ class Shadow:
 
     def _check_readers(self, agent, idx):
         latest = self.rd[:, idx].max(axis=1)
-        known = agent.clk.vc[self.first_gid:self.first_gid + len(latest)]
+        known = agent.clk.vc[self.first_gid : self.first_gid + len(latest)]
         late = latest > known
         if agent.ident >= 0 and 0 <= agent.ident - self.first_gid < len(late):
             late[agent.ident - self.first_gid] = False

@@ -25,7 +25,7 @@ class MatrixDescriptor:
     swizzle: int
 
     @classmethod
-    def wgmma(cls, raw: int) -> "MatrixDescriptor":
+    def wgmma(cls, raw: int) -> MatrixDescriptor:
         """The 64-bit descriptor of wgmma; raises ValueError on a base offset."""
         if raw >> 49 & 7:
             raise ValueError("matrix descriptor with a base offset is not supported")
@@ -33,7 +33,7 @@ class MatrixDescriptor:
         return cls((raw & 0x3FFF) << 4, (raw >> 16 & 0x3FFF) << 4, (raw >> 32 & 0x3FFF) << 4, mode)
 
     @classmethod
-    def tcgen05(cls, raw: int) -> "MatrixDescriptor":
+    def tcgen05(cls, raw: int) -> MatrixDescriptor:
         """The 64-bit shared-memory descriptor of tcgen05; raises ValueError on fields that are not supported."""
         layouts = {0: 0, 2: 3, 4: 2, 6: 1}
         if raw >> 46 & 7 != 1:

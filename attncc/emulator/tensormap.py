@@ -14,8 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 
 #: element type code -> (bytes, numpy or half type used by reductions)
-ELEMENTS = {0: (1, "u8"), 1: (2, "u16"), 2: (4, "u32"), 3: (4, "s32"), 4: (8, "u64"), 5: (8, "s64"), 6: (2, "f16"),
-            7: (4, "f32"), 8: (8, "f64"), 10: (2, "bf16")}
+ELEMENTS = {
+    0: (1, "u8"),
+    1: (2, "u16"),
+    2: (4, "u32"),
+    3: (4, "s32"),
+    4: (8, "u64"),
+    5: (8, "s64"),
+    6: (2, "f16"),
+    7: (4, "f32"),
+    8: (8, "f64"),
+    10: (2, "bf16"),
+}
 SPANS = {0: 16, 1: 32, 2: 64, 3: 128}
 _KNOWN_BITS = 0xF | 0x7 << 4 | 0xF << 7 | 0x3 << 13 | 0x7 << 16 | 1 << 21
 
@@ -82,8 +92,15 @@ def decode(raw: bytes) -> TensorMap:
     box = tuple(b + 1 for b in boxes[:rank])
     if box[0] * itemsize % 16 or (swizzle and box[0] * itemsize > SPANS[swizzle]):
         raise DescriptorError(f"inner box of {box[0] * itemsize} bytes with swizzle mode {swizzle}")
-    return TensorMap(words[0], kind, itemsize, tuple(s + 1 for s in sizes[:rank]),
-                     (itemsize, *(16 * s for s in strides16[:rank - 1])), box, swizzle)
+    return TensorMap(
+        words[0],
+        kind,
+        itemsize,
+        tuple(s + 1 for s in sizes[:rank]),
+        (itemsize, *(16 * s for s in strides16[: rank - 1])),
+        box,
+        swizzle,
+    )
 
 
 def swizzled(addresses: np.ndarray, mode: int) -> np.ndarray:

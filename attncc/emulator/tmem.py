@@ -20,9 +20,14 @@ class TmemShadow(Shadow):
         base = agent.report
 
         def report(kind, message, lane=-1, severity="error"):
-            names = {"stale-read": "tcgen05-order", "overwrite": "tcgen05-order", "write-write": "tcgen05-order",
-                     "uninitialised-memory": "uninitialised-memory"}
+            names = {
+                "stale-read": "tcgen05-order",
+                "overwrite": "tcgen05-order",
+                "write-write": "tcgen05-order",
+                "uninitialised-memory": "uninitialised-memory",
+            }
             base(names.get(kind, kind), message, lane, severity)
+
         return report
 
     def read(self, agent, idx, uninit="error"):
@@ -44,13 +49,19 @@ class Tmem:
     def __init__(self, cta):
         self.cta = cta
         self.data = np.full((LANES, COLUMNS), 0xFFFFFFFF, np.uint32)
-        self.shadow = TmemShadow(cta.machine, "tensor memory granule ", ROWS * COLUMNS, 1, cta.shared.shadow.first_gid,
-                                 len(cta.shared.shadow.rd))
+        self.shadow = TmemShadow(
+            cta.machine,
+            "tensor memory granule ",
+            ROWS * COLUMNS,
+            1,
+            cta.shared.shadow.first_gid,
+            len(cta.shared.shadow.rd),
+        )
         self.blocks: dict[int, int] = {}
         self.relinquished = False
 
     @classmethod
-    def of(cls, cta) -> "Tmem":
+    def of(cls, cta) -> Tmem:
         """The CTA's tensor memory, made on first use."""
         if cta.tmem is None:
             cta.tmem = cls(cta)
@@ -59,8 +70,11 @@ class Tmem:
 
     def allocate(self, columns: int, pick) -> int | None:
         """First column of a free block, or None; `pick` chooses among the aligned candidates."""
-        free = [c for c in range(0, COLUMNS, columns)
-                if all(c + columns <= start or start + size <= c for start, size in self.blocks.items())]
+        free = [
+            c
+            for c in range(0, COLUMNS, columns)
+            if all(c + columns <= start or start + size <= c for start, size in self.blocks.items())
+        ]
         if not free:
             return None
         base = pick(free)
@@ -79,7 +93,10 @@ class Tmem:
     def check(self, report, lane: int, lanes: int, column: int, count: int) -> bool:
         """Is the rectangle inside allocated tensor memory? A finding if not."""
         if lane + lanes > LANES or column + count > COLUMNS:
-            report("tmem", f"lanes {lane}..{lane + lanes - 1}, columns {column}..{column + count - 1} lie outside tensor memory")
+            report(
+                "tmem",
+                f"lanes {lane}..{lane + lanes - 1}, columns {column}..{column + count - 1} lie outside tensor memory",
+            )
             return False
         if not self.owned(column, count):
             have = ", ".join(f"{s}..{s + n - 1}" for s, n in self.blocks.items()) or "none"
@@ -90,6 +107,13 @@ class Tmem:
         """All columns must have been freed."""
         if self.blocks:
             from attncc.emulator.findings import Finding
+
             held = ", ".join(f"{s}..{s + n - 1}" for s, n in self.blocks.items())
-            cta.machine.log.add(Finding("tmem", f"the CTA ends with tensor-memory columns {held} still allocated", cta=cta.index,
-                                        seed=cta.machine.log.seed))
+            cta.machine.log.add(
+                Finding(
+                    "tmem",
+                    f"the CTA ends with tensor-memory columns {held} still allocated",
+                    cta=cta.index,
+                    seed=cta.machine.log.seed,
+                )
+            )

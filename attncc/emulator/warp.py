@@ -11,8 +11,17 @@ from attncc.emulator.memory import Region
 from attncc.emulator.races import Agent, Shadow
 
 _VIEWS = {16: ("u16", "s16", "f16"), 32: ("u32", "s32", "f32"), 64: ("u64", "s64", "f64")}
-_DTYPES = {"u16": np.uint16, "s16": np.int16, "f16": np.float16, "u32": np.uint32, "s32": np.int32, "f32": np.float32,
-           "u64": np.uint64, "s64": np.int64, "f64": np.float64}
+_DTYPES = {
+    "u16": np.uint16,
+    "s16": np.int16,
+    "f16": np.float16,
+    "u32": np.uint32,
+    "s32": np.int32,
+    "f32": np.float32,
+    "u64": np.uint64,
+    "s64": np.int64,
+    "f64": np.float64,
+}
 
 
 class Warp:
@@ -162,8 +171,11 @@ class Warp:
         """True if every live lane is here; otherwise the path waits for the others (and a finding tells if none come)."""
         if self.mi == self.live:
             return True
-        self.wait = Wait("divergence", f"{what} needs all {self.live.bit_count()} live lanes, {self.mi.bit_count()} are here",
-                         self.pc - 1)
+        self.wait = Wait(
+            "divergence",
+            f"{what} needs all {self.live.bit_count()} live lanes, {self.mi.bit_count()} are here",
+            self.pc - 1,
+        )
         return False
 
     def converged_mask(self, want: int, what: str) -> bool:
@@ -205,8 +217,9 @@ class Warp:
     def report(self, kind: str, message: str, lane: int = -1, severity: str = "error", pc: int | None = None) -> None:
         """Add a finding at the current instruction (or at `pc`)."""
         line, source, text = self.prog.source_of(self.pc - 1 if pc is None else pc)
-        self.machine.log.add(Finding(kind, message, line, source, self.cta.index, self.id, lane, self.machine.log.seed,
-                                     severity, text))
+        self.machine.log.add(
+            Finding(kind, message, line, source, self.cta.index, self.id, lane, self.machine.log.seed, severity, text)
+        )
 
     def bad_read(self, index: int) -> None:
         """A source register has lanes with no value: uninitialised, or still owned by an asynchronous MMA."""
@@ -255,7 +268,7 @@ class Lock:
     published kernels rely on it.
     """
 
-    __slots__ = ("kind", "until", "group", "soft")
+    __slots__ = ("group", "kind", "soft", "until")
 
     def __init__(self, kind: str, until: str, group: object = None, soft: bool = False):
         self.kind, self.until, self.group, self.soft = kind, until, group, soft
@@ -264,7 +277,7 @@ class Lock:
 class Wait:
     """Why a warp is not running; shown when nothing moves any more."""
 
-    __slots__ = ("kind", "text", "pc", "barrier")
+    __slots__ = ("barrier", "kind", "pc", "text")
 
     def __init__(self, kind: str, text: str, pc: int, barrier=None):
         self.kind, self.text, self.pc, self.barrier = kind, text, pc, barrier

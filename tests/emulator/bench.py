@@ -35,13 +35,25 @@ mov.b32 %r2001, smem;
 """
 
 
-def run(body: str, inputs=(), outputs: int = 1, threads: int = 32, shared: int = 0, target: str = "sm_100a", seed: int = 0,
-        registers: int = 0):
+def run(
+    body: str,
+    inputs=(),
+    outputs: int = 1,
+    threads: int = 32,
+    shared: int = 0,
+    target: str = "sm_100a",
+    seed: int = 0,
+    registers: int = 0,
+):
     """(uint32[outputs, threads], findings). Input j is in %i<j>, output j is taken from %o<j>; %r2000 is the thread."""
     data = np.zeros((max(len(inputs), 1), threads), np.uint32)
     for j, row in enumerate(inputs):
-        data[j] = np.broadcast_to(np.asarray(row).astype(np.uint32) if np.asarray(row).dtype.kind in "iu"
-                                  else np.asarray(row, np.float32).view(np.uint32), threads)
+        data[j] = np.broadcast_to(
+            np.asarray(row).astype(np.uint32)
+            if np.asarray(row).dtype.kind in "iu"
+            else np.asarray(row, np.float32).view(np.uint32),
+            threads,
+        )
     out = np.zeros((max(outputs, 1), threads), np.uint32)
     text = HEADER.format(target=target, threads=threads)
     text += "".join(f"ld.global.b32 %i{j}, [%q0+{4 * threads * j}];\n" for j in range(len(inputs)))

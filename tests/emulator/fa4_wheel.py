@@ -20,8 +20,10 @@ def load(capability: int):
     os.environ["FLASH_ATTENTION_ARCH"] = f"sm_{capability}"
     os.environ["FLASH_ATTENTION_NUM_SMS"] = "132"
     import torch
+
     _light_quack()
     from cutlass.cutlass_dsl import CuTeDSL
+
     CuTeDSL._get_dsl().envar.arch = ARCHS[capability]
     torch.Tensor.is_cuda = property(lambda self: True)
     torch.cuda.get_device_capability = lambda *a: (capability // 10, capability % 10)
@@ -40,6 +42,7 @@ def load(capability: int):
         def get_device_multiprocessor_count(self):
             """SM count."""
             return 132
+
     cutlass.utils.HardwareInfo = Hardware
     interface = importlib.import_module("flash_attn.cute.interface")
     interface._get_device_arch.cache_clear()
@@ -65,12 +68,22 @@ def fake_tensor(t, assumed_align=16, leading_dim=-1, fully_dynamic=False, enable
     import cutlass
     import cutlass.cute as cute
     import torch
-    kinds = {torch.bfloat16: cutlass.BFloat16, torch.float16: cutlass.Float16, torch.float32: cutlass.Float32,
-             torch.int32: cutlass.Int32, torch.float8_e4m3fn: cutlass.Float8E4M3FN}
+
+    kinds = {
+        torch.bfloat16: cutlass.BFloat16,
+        torch.float16: cutlass.Float16,
+        torch.float32: cutlass.Float32,
+        torch.int32: cutlass.Int32,
+        torch.float8_e4m3fn: cutlass.Float8E4M3FN,
+    }
     dense = None if fully_dynamic else t.ndim - 1 if leading_dim == -1 else leading_dim
     strides = tuple(1 if i == dense else cute.sym_int64() for i in range(t.ndim))
-    return cute.runtime.make_fake_tensor(kinds[t.dtype], tuple(cute.sym_int() for _ in range(t.ndim)), strides,
-                                         assumed_align=assumed_align or t.element_size())
+    return cute.runtime.make_fake_tensor(
+        kinds[t.dtype],
+        tuple(cute.sym_int() for _ in range(t.ndim)),
+        strides,
+        assumed_align=assumed_align or t.element_size(),
+    )
 
 
 class Recorder(dict):
@@ -88,10 +101,12 @@ class Recorder(dict):
 def forward(interface, q, k, v, causal=False, seeds=1, **options):
     """(out, lse, results) of the wheel's forward function, every kernel it launches emulated."""
     from attncc.emulator import emulate, keep_ptx
+
     results = []
 
     def run(compiled, args):
         results.append(emulate(compiled, *args, seeds=seeds))
+
     saved = interface._flash_attn_fwd.compile_cache
     interface._flash_attn_fwd.compile_cache = Recorder(run)
     try:
@@ -105,12 +120,13 @@ def forward(interface, q, k, v, causal=False, seeds=1, **options):
 def main(argv):
     """capability, head dim, causal, q heads, kv heads, q length, k length, seeds."""
     import torch
+
     capability, dim, causal, heads, kv_heads, q_len, k_len, seeds = map(int, argv)
     interface = load(capability)
     torch.manual_seed(0)
     q = torch.randn(1, q_len, heads, dim).bfloat16()
     k, v = (torch.randn(1, k_len, kv_heads, dim).bfloat16() for _ in range(2))
-    out, lse, results = forward(interface, q, k, v, bool(causal), seeds)
+    out, _, results = forward(interface, q, k, v, bool(causal), seeds)
     for result in results:
         print(result)
     print("error", (out.float() - reference(q, k, v, bool(causal))).abs().max().item())
@@ -119,6 +135,7 @@ def main(argv):
 def reference(q, k, v, causal):
     """Dense float32 attention, causal aligned bottom-right, [b, s, h, d]."""
     import torch
+
     group = q.shape[2] // k.shape[2]
     k, v = (t.float().repeat_interleave(group, 2) for t in (k, v))
     s = torch.einsum("bqhd,bkhd->bhqk", q.float(), k) / q.shape[-1] ** 0.5

@@ -12,7 +12,7 @@ from attncc.emulator import emulate, keep_ptx
 TARGETS = {"fa2": "sm_80", "fa3": "sm_90a", "fa4": "sm_100a"}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(name: str, **options):
     """A compiled small kernel on (S, 64) bf16 tensors."""
     import importlib
@@ -20,12 +20,19 @@ def compiled(name: str, **options):
     import cutlass
     import cutlass.cute as cute
     from cutlass.cute.runtime import make_fake_compact_tensor
+
     kernel = getattr(importlib.import_module(f"tests.emulator.kernels.{name}"), name.capitalize())
     n = cute.sym_int(divisibility=64)
-    fakes = [make_fake_compact_tensor(cutlass.BFloat16, (n, 64), stride_order=(1, 0), assumed_align=16) for _ in range(4)]
+    fakes = [
+        make_fake_compact_tensor(cutlass.BFloat16, (n, 64), stride_order=(1, 0), assumed_align=16) for _ in range(4)
+    ]
     with keep_ptx():
-        return cute.compile(kernel(cutlass.BFloat16, **options), *fakes, cutlass.Float32(1.0),
-                            options=f"--gpu-arch {TARGETS[name]} --enable-tvm-ffi")
+        return cute.compile(
+            kernel(cutlass.BFloat16, **options),
+            *fakes,
+            cutlass.Float32(1.0),
+            options=f"--gpu-arch {TARGETS[name]} --enable-tvm-ffi",
+        )
 
 
 def inputs(length: int):

@@ -68,7 +68,10 @@ def c_position(lane: int, i: int):
     return (lane >> 2) + (8 if i >= 2 else 0), (lane % 4) * 2 + (i & 1)
 
 
-@pytest.mark.parametrize("kind,acc", [("bf16", "f32"), ("f16", "f32"), ("tf32", "f32"), ("e4m3", "f32"), ("e5m2", "f32"), ("s8", "s32"), ("u8", "s32")])
+@pytest.mark.parametrize(
+    "kind,acc",
+    [("bf16", "f32"), ("f16", "f32"), ("tf32", "f32"), ("e4m3", "f32"), ("e5m2", "f32"), ("s8", "s32"), ("u8", "s32")],
+)
 def test_mma_sync(kind, acc):
     bits = {"tf32": 32, "bf16": 16, "f16": 16}.get(kind, 8)
     depth, per = 256 // bits, 32 // bits
@@ -85,7 +88,9 @@ def test_mma_sync(kind, acc):
         inputs.append(row.astype(np.float32) if acc == "f32" else row.astype(np.int32).view(np.uint32))
     inputs = [np.asarray(x, np.uint32) if isinstance(x, list) else x for x in inputs]
     name = f"mma.sync.aligned.m16n8k{depth}.row.col.{acc}.{kind}.{kind}.{acc}"
-    out, findings = run(f"{name} {braces('o', 4)}, {braces('i', 4)}, {braces('i', 2, 4)}, {braces('i', 4, 6)};\n", inputs, 4)
+    out, findings = run(
+        f"{name} {braces('o', 4)}, {braces('i', 4)}, {braces('i', 2, 4)}, {braces('i', 4, 6)};\n", inputs, 4
+    )
     assert not findings
     expected = a @ b + c
     got = out.view(np.float32 if acc == "f32" else np.int32)
@@ -110,13 +115,17 @@ def test_ldmatrix_and_stmatrix(trans):
     data = np.arange(4 * 64, dtype=np.uint16)
     words = data.view(np.uint32).reshape(4, 32)
     suffix = ".trans" if trans else ""
-    body = fill_shared(4) + f"""and.b32 %r3, %r2000, 31;
+    body = (
+        fill_shared(4)
+        + f"""and.b32 %r3, %r2000, 31;
 shl.b32 %r3, %r3, 4;
 add.s32 %r3, %r3, %r2001;
-ldmatrix.sync.aligned.m8n8.x4{suffix}.shared.b16 {braces('o', 4)}, [%r3];
-stmatrix.sync.aligned.m8n8.x4{suffix}.shared.b16 [%r3+512], {braces('o', 4)};
+ldmatrix.sync.aligned.m8n8.x4{suffix}.shared.b16 {braces("o", 4)}, [%r3];
+stmatrix.sync.aligned.m8n8.x4{suffix}.shared.b16 [%r3+512], {braces("o", 4)};
 bar.sync 0;
-""" + "".join(f"ld.shared.b32 %o{4 + j}, [%r1+{512 + 128 * j}];\n" for j in range(4))
+"""
+        + "".join(f"ld.shared.b32 %o{4 + j}, [%r1+{512 + 128 * j}];\n" for j in range(4))
+    )
     out, findings = run(body, list(words), 8, shared=2048)
     assert not findings
     matrices = data.reshape(4, 8, 8)
@@ -168,6 +177,7 @@ def test_mn_major_operand(mode):
 
 def wgmma_fixture(kind_bits: int, n: int):
     """Descriptor words for A at shared+0 and B at shared+8192, 32-byte rows, 32-byte swizzle."""
+
     def desc(address):
         return f"""add.s32 %r10, %r2001, {address};
 and.b32 %r10, %r10, 262143;
@@ -175,10 +185,13 @@ shr.u32 %r10, %r10, 4;
 cvt.u64.u32 %q5, %r10;
 or.b64 %q5, %q5, {(256 >> 4) << 32 | 3 << 62};
 """
+
     return desc(0) + "mov.b64 %q6, %q5;\n" + desc(8192)
 
 
-@pytest.mark.parametrize("kind,acc,n", [("bf16", "f32", 64), ("f16", "f32", 8), ("e4m3", "f32", 128), ("s8", "s32", 32), ("tf32", "f32", 16)])
+@pytest.mark.parametrize(
+    "kind,acc,n", [("bf16", "f32", 64), ("f16", "f32", 8), ("e4m3", "f32", 128), ("s8", "s32", 32), ("tf32", "f32", 16)]
+)
 @pytest.mark.parametrize("registers", [False, True])
 def test_wgmma(kind, acc, n, registers):
     """9.7.16.5: A from shared memory or registers, accumulator layout of 9.7.16.5.2."""
@@ -192,9 +205,9 @@ def test_wgmma(kind, acc, n, registers):
         for r in range(len(e)):
             for c in range(0, 32, 16):
                 at = cute_swizzle(1, 4, 3, base + 32 * r + c)
-                shared[at:at + 16] = raw[r, c:c + 16]
+                shared[at : at + 16] = raw[r, c : c + 16]
     words = np.zeros((-(-len(shared) // 512), 128), np.uint32)
-    words.reshape(-1)[:len(shared) // 4] = shared.view(np.uint32)
+    words.reshape(-1)[: len(shared) // 4] = shared.view(np.uint32)
     body = "shl.b32 %r1, %r2000, 2;\nadd.s32 %r1, %r1, %r2001;\n"
     body += "".join(f"st.shared.b32 [%r1+{512 * j}], %i{j};\n" for j in range(len(words)))
     body += "fence.proxy.async.shared::cta;\nbar.sync 0;\n" + wgmma_fixture(bits, n)
@@ -203,8 +216,20 @@ def test_wgmma(kind, acc, n, registers):
     fragments = []
     if registers:
         for r in range(4):
-            fragments.append([register_word([ea[(t // 32) * 16 + a_position(t % 32, r * per + j, bits)[0],
-                                                a_position(t % 32, r * per + j, bits)[1]] for j in range(per)]) for t in range(128)])
+            fragments.append(
+                [
+                    register_word(
+                        [
+                            ea[
+                                (t // 32) * 16 + a_position(t % 32, r * per + j, bits)[0],
+                                a_position(t % 32, r * per + j, bits)[1],
+                            ]
+                            for j in range(per)
+                        ]
+                    )
+                    for t in range(128)
+                ]
+            )
         left = braces("i", 4, len(words))
     else:
         left = "%q6"
@@ -225,12 +250,16 @@ def test_wgmma(kind, acc, n, registers):
 
 # tcgen05.ld: CuTe's destination layouts of the copy atoms (thread modes, value modes) -> linear index in lanes x columns
 TMEM_TABLES = {
-    ("32x32b", 1): ([(32, 1)], [(1, 1)]), ("32x32b", 4): ([(32, 4)], [(4, 1)]),
-    ("16x64b", 1): ([(2, 16), (2, 1), (8, 2)], [(1, 1)]), ("16x64b", 2): ([(2, 32), (2, 1), (8, 4)], [(2, 2)]),
+    ("32x32b", 1): ([(32, 1)], [(1, 1)]),
+    ("32x32b", 4): ([(32, 4)], [(4, 1)]),
+    ("16x64b", 1): ([(2, 16), (2, 1), (8, 2)], [(1, 1)]),
+    ("16x64b", 2): ([(2, 32), (2, 1), (8, 4)], [(2, 2)]),
     ("16x64b", 4): ([(2, 64), (2, 1), (8, 8)], [(4, 2)]),
-    ("16x128b", 1): ([(4, 1), (8, 4)], [(2, 32)]), ("16x128b", 2): ([(4, 1), (8, 8)], [(2, 64), (2, 4)]),
+    ("16x128b", 1): ([(4, 1), (8, 4)], [(2, 32)]),
+    ("16x128b", 2): ([(4, 1), (8, 8)], [(2, 64), (2, 4)]),
     ("16x128b", 4): ([(4, 1), (8, 16)], [(2, 128), (4, 4)]),
-    ("16x256b", 1): ([(4, 2), (8, 8)], [(2, 1), (2, 64)]), ("16x256b", 2): ([(4, 2), (8, 16)], [(2, 1), (2, 128), (2, 8)]),
+    ("16x256b", 1): ([(4, 2), (8, 8)], [(2, 1), (2, 64)]),
+    ("16x256b", 2): ([(4, 2), (8, 16)], [(2, 1), (2, 128), (2, 8)]),
     ("16x256b", 4): ([(4, 2), (8, 32)], [(2, 1), (2, 256), (4, 8)]),
 }
 

@@ -8,7 +8,24 @@ import torch
 
 from tests.emulator.bench import run
 
-EDGES = [0, 1, 2, 31, 32, 33, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xFFFFFFFF, 0xFFFF0000, 0x12345678, 0xDEADBEEF, 255, 256, 65535]
+EDGES = [
+    0,
+    1,
+    2,
+    31,
+    32,
+    33,
+    0x7FFFFFFF,
+    0x80000000,
+    0x80000001,
+    0xFFFFFFFF,
+    0xFFFF0000,
+    0x12345678,
+    0xDEADBEEF,
+    255,
+    256,
+    65535,
+]
 A = np.array(EDGES + EDGES[::-1], np.uint32)
 B = np.array([EDGES[(3 * i + 5) % 16] for i in range(32)], np.uint32)
 C = np.array([EDGES[(7 * i + 1) % 16] for i in range(32)], np.uint32)
@@ -29,7 +46,7 @@ INTEGER = {  # PTX ISA section: instruction, value for lanes a, b, c
     "9.7.1 max.s32 %o0, %i0, %i1;": lambda a, b, c: max(signed(a), signed(b)),
     "9.7.1 min.u32 %o0, %i0, %i1;": lambda a, b, c: min(a, b),
     "9.7.1 neg.s32 %o0, %i0;": lambda a, b, c: -a,
-    "9.7.1 popc.b32 %o0, %i0;": lambda a, b, c: bin(a).count("1"),
+    "9.7.1 popc.b32 %o0, %i0;": lambda a, b, c: a.bit_count(),
     "9.7.1 clz.b32 %o0, %i0;": lambda a, b, c: 32 - a.bit_length(),
     "9.7.1 brev.b32 %o0, %i0;": lambda a, b, c: int(f"{a:032b}"[::-1], 2),
     "9.7.1 bfind.u32 %o0, %i0;": lambda a, b, c: a.bit_length() - 1,
@@ -56,23 +73,33 @@ def test_integer(line):
     assert out[0].tolist() == expected
 
 
-@pytest.mark.parametrize("name,value", [("eq", lambda a, b: a == b), ("lt", lambda a, b: a < b), ("ge", lambda a, b: a >= b)])
+@pytest.mark.parametrize(
+    "name,value", [("eq", lambda a, b: a == b), ("lt", lambda a, b: a < b), ("ge", lambda a, b: a >= b)]
+)
 def test_setp_selp_signed(name, value):
     """9.7.6 setp, selp."""
     out, _ = run(f"setp.{name}.s32 %p1, %i0, %i1;\nselp.b32 %o0, 1, 0, %p1;\n", [A, B])
     assert out[0].tolist() == [int(value(signed(int(a)), signed(int(b)))) for a, b in zip(A, B)]
 
 
-FLOATS = np.array([0.0, -0.0, 1.0, -1.5, 3.1415927, 1e-38, 1e-45, -1e-40, 3e38, -3e38, np.inf, -np.inf, np.nan, 1e-7, 16777217.0, 0.1]
-                  * 2, np.float32)
+FLOATS = np.array(
+    [0.0, -0.0, 1.0, -1.5, 3.1415927, 1e-38, 1e-45, -1e-40, 3e38, -3e38, np.inf, -np.inf, np.nan, 1e-7, 16777217.0, 0.1]
+    * 2,
+    np.float32,
+)
 OTHERS = np.roll(FLOATS, 5)[::-1].copy()
 
 
 def nearest_f32(x: Fraction) -> np.float32:
     """Correct rounding of an exact value, by neighbours of a float64 estimate."""
     guess = np.float32(float(x))
-    best = min((np.nextafter(guess, np.float32(-np.inf)), guess, np.nextafter(guess, np.float32(np.inf))),
-               key=lambda v: (abs(Fraction(float(v)) - x) if np.isfinite(v) else Fraction(10) ** 60, int(v.view(np.uint32)) & 1))
+    best = min(
+        (np.nextafter(guess, np.float32(-np.inf)), guess, np.nextafter(guess, np.float32(np.inf))),
+        key=lambda v: (
+            abs(Fraction(float(v)) - x) if np.isfinite(v) else Fraction(10) ** 60,
+            int(v.view(np.uint32)) & 1,
+        ),
+    )
     return best
 
 
@@ -83,7 +110,7 @@ def test_fma_rounds_once():
         a = rng.standard_normal(32).astype(np.float32)
         b = rng.standard_normal(32).astype(np.float32)
         exact = [Fraction(float(x)) * Fraction(float(y)) for x, y in zip(a, b)]
-        c = np.array([-float(p) * (1 + s) for p, s in zip(exact, rng.choice([0, 2.0 ** -24, 1e-3], 32))], np.float32)
+        c = np.array([-float(p) * (1 + s) for p, s in zip(exact, rng.choice([0, 2.0**-24, 1e-3], 32))], np.float32)
         out, _ = run("fma.rn.f32 %o0, %i0, %i1, %i2;\n", [a, b, c])
         expected = [nearest_f32(p + Fraction(float(z))) for p, z in zip(exact, c)]
         np.testing.assert_array_equal(out[0].view(np.float32), np.array(expected, np.float32))
@@ -119,27 +146,40 @@ def test_max_and_nan():
 def test_ftz_flushes_inputs_and_results():
     """9.7.3: .ftz."""
     tiny = np.full(32, 1e-40, np.float32)
-    out, _ = run("add.ftz.f32 %o0, %i0, %i0;\nadd.f32 %o1, %i0, %i0;\nmul.ftz.f32 %o2, %i1, %i1;\n", [tiny, np.full(32, 1e-20, np.float32)], 3)
+    out, _ = run(
+        "add.ftz.f32 %o0, %i0, %i0;\nadd.f32 %o1, %i0, %i0;\nmul.ftz.f32 %o2, %i1, %i1;\n",
+        [tiny, np.full(32, 1e-20, np.float32)],
+        3,
+    )
     assert out[0].tolist() == [0] * 32
     assert (out[1].view(np.float32) == np.float32(1e-40) + np.float32(1e-40)).all()
     assert out[2].tolist() == [0] * 32
 
 
-@pytest.mark.parametrize("name,function,bound", [
-    ("ex2.approx.ftz.f32", np.exp2, 2.0 ** -22), ("lg2.approx.ftz.f32", np.log2, 2.0 ** -22), ("rcp.approx.ftz.f32", lambda x: 1 / x, 2.0 ** -23),
-    ("rsqrt.approx.ftz.f32", lambda x: 1 / np.sqrt(x), 2.0 ** -22.9), ("tanh.approx.f32", np.tanh, 2.0 ** -11)])
+@pytest.mark.parametrize(
+    "name,function,bound",
+    [
+        ("ex2.approx.ftz.f32", np.exp2, 2.0**-22),
+        ("lg2.approx.ftz.f32", np.log2, 2.0**-22),
+        ("rcp.approx.ftz.f32", lambda x: 1 / x, 2.0**-23),
+        ("rsqrt.approx.ftz.f32", lambda x: 1 / np.sqrt(x), 2.0**-22.9),
+        ("tanh.approx.f32", np.tanh, 2.0**-11),
+    ],
+)
 def test_approximate_functions(name, function, bound):
     """9.7.3.21..: inside the documented error (lg2: absolute near 1, relative elsewhere)."""
     x = np.linspace(0.05, 9.7, 32).astype(np.float32)
     out, _ = run(f"{name} %o0, %i0;\n", [x])
     exact = function(x.astype(np.float64))
-    assert (np.abs(out[0].view(np.float32) - exact) <= bound * np.maximum(np.abs(exact), 2.0 ** -1)).all()
+    assert (np.abs(out[0].view(np.float32) - exact) <= bound * np.maximum(np.abs(exact), 2.0**-1)).all()
 
 
 def patterns(n: int) -> np.ndarray:
     """Random float32 bit patterns, all exponents."""
     rng = np.random.default_rng(n)
-    return np.concatenate([rng.integers(0, 2 ** 32, 30, dtype=np.uint64).astype(np.uint32), [0x3F808000, 0x3F818000]]).astype(np.uint32)
+    return np.concatenate(
+        [rng.integers(0, 2**32, 30, dtype=np.uint64).astype(np.uint32), [0x3F808000, 0x3F818000]]
+    ).astype(np.uint32)
 
 
 @pytest.mark.parametrize("kind,dtype", [("bf16", torch.bfloat16), ("f16", torch.float16)])
@@ -157,7 +197,9 @@ def test_narrowing_pairs(kind, dtype):
             assert (got[~keep] == 0x7FFF).all()
 
 
-@pytest.mark.parametrize("kind,dtype,limit", [("e4m3", torch.float8_e4m3fn, 448.0), ("e5m2", torch.float8_e5m2, 57344.0)])
+@pytest.mark.parametrize(
+    "kind,dtype,limit", [("e4m3", torch.float8_e4m3fn, 448.0), ("e5m2", torch.float8_e5m2, 57344.0)]
+)
 def test_fp8(kind, dtype, limit):
     """9.7.9.22 cvt.rn.satfinite.e4m3x2/e5m2x2.f32 and back."""
     rng = np.random.default_rng(3)
@@ -175,7 +217,11 @@ def test_fp8(kind, dtype, limit):
 def test_integer_conversions():
     """9.7.9.22 cvt between integers and floats."""
     x = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 3e9, -3e9, np.nan] * 4, np.float32)
-    out, _ = run("cvt.rni.s32.f32 %o0, %i0;\ncvt.rzi.u32.f32 %o1, %i0;\ncvt.rn.f32.s32 %o2, %i1;\ncvt.s32.s8 %o3, %i1;\n", [x, A], 4)
+    out, _ = run(
+        "cvt.rni.s32.f32 %o0, %i0;\ncvt.rzi.u32.f32 %o1, %i0;\ncvt.rn.f32.s32 %o2, %i1;\ncvt.s32.s8 %o3, %i1;\n",
+        [x, A],
+        4,
+    )
     assert out[0].view(np.int32)[:8].tolist() == [0, 2, 2, 0, -2, 2147483647, -2147483648, 0]
     assert out[1][:8].tolist() == [0, 1, 2, 0, 0, 3000000000, 0, 0]
     assert (out[2].view(np.float32) == A.view(np.int32).astype(np.float64).astype(np.float32)).all()
@@ -188,11 +234,15 @@ def test_shuffle(mode, segment):
     """9.7.9.6 shfl.sync, by the ISA's pseudo code, lane by lane."""
     clamp, amount = (0 if mode == "up" else 31), 3
     c = segment << 8 | clamp
-    out, findings = run(f"shfl.sync.{mode}.b32 %o0|%p1, %i0, {amount}, {c}, -1;\nselp.b32 %o1, 1, 0, %p1;\n", [np.arange(32) * 7], 2)
+    out, findings = run(
+        f"shfl.sync.{mode}.b32 %o0|%p1, %i0, {amount}, {c}, -1;\nselp.b32 %o1, 1, 0, %p1;\n", [np.arange(32) * 7], 2
+    )
     assert not findings
     for lane in range(32):
         low, high = lane & segment, lane & segment | clamp & ~segment & 31
-        j = {"up": lane - amount, "down": lane + amount, "bfly": lane ^ amount, "idx": low | amount & ~segment & 31}[mode]
+        j = {"up": lane - amount, "down": lane + amount, "bfly": lane ^ amount, "idx": low | amount & ~segment & 31}[
+            mode
+        ]
         valid = j >= high if mode == "up" else j <= high
         assert out[1][lane] == valid
         assert out[0][lane] == 7 * (j if valid else lane)
@@ -235,6 +285,7 @@ mov.b32 %o1, %r1;
 def test_unknown_instruction_and_modifier_are_errors():
     """Never skipped, never approximated silently."""
     from attncc.emulator.findings import PtxError
+
     with pytest.raises(PtxError, match="unknown instruction frobnicate"):
         run("frobnicate.b32 %o0, %i0;\n", [A])
     with pytest.raises(PtxError, match=r"unknown modifier \.sideways"):

@@ -20,17 +20,29 @@ class Fa2:
     def __call__(self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, scale: Float32):
         atom = cute.make_composed_layout(cute.make_swizzle(3, 3, 3), 0, cute.make_layout((8, 64), stride=(64, 1)))
         smem = cute.tile_to_shape(atom, (TILE, 64), (0, 1))
-        load = cute.make_copy_atom(cpasync.CopyG2SOp(cache_mode=cpasync.LoadCacheMode.GLOBAL), self.dtype,
-                                   num_bits_per_copy=128)
+        load = cute.make_copy_atom(
+            cpasync.CopyG2SOp(cache_mode=cpasync.LoadCacheMode.GLOBAL), self.dtype, num_bits_per_copy=128
+        )
         copy = cute.make_tiled_copy_tv(load, cute.make_layout((16, 8), stride=(8, 1)), cute.make_layout((1, 8)))
-        mma = cute.make_tiled_mma(warp.MmaF16BF16Op(self.dtype, Float32, (16, 8, 16)), (4, 1, 1),
-                                  permutation_mnk=(64, 16, 16))
-        self.kernel(q, k, v, o, scale, smem, copy, mma).launch(grid=(cute.ceil_div(q.shape[0], TILE), 1, 1),
-                                                               block=(128, 1, 1))
+        mma = cute.make_tiled_mma(
+            warp.MmaF16BF16Op(self.dtype, Float32, (16, 8, 16)), (4, 1, 1), permutation_mnk=(64, 16, 16)
+        )
+        self.kernel(q, k, v, o, scale, smem, copy, mma).launch(
+            grid=(cute.ceil_div(q.shape[0], TILE), 1, 1), block=(128, 1, 1)
+        )
 
     @cute.kernel
-    def kernel(self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, scale: Float32,
-               smem: cute.ComposedLayout, copy: cute.TiledCopy, mma: cute.TiledMma):
+    def kernel(
+        self,
+        q: cute.Tensor,
+        k: cute.Tensor,
+        v: cute.Tensor,
+        o: cute.Tensor,
+        scale: Float32,
+        smem: cute.ComposedLayout,
+        copy: cute.TiledCopy,
+        mma: cute.TiledMma,
+    ):
         tid, _, _ = cute.arch.thread_idx()
         bid, _, _ = cute.arch.block_idx()
         allocator = cutlass.memory.SmemAllocator()

@@ -17,8 +17,9 @@ from tests.emulator.kernels.fragments import a_operand_of_wgmma, divide_by_sum, 
 
 def tma_parts(atom, smem, gmem):
     """tma_partition for a copy inside one CTA."""
-    return cpasync.tma_partition(atom, 0, cute.make_layout(1), cute.group_modes(smem, 0, 2),
-                                 cute.group_modes(gmem, 0, 2))
+    return cpasync.tma_partition(
+        atom, 0, cute.make_layout(1), cute.group_modes(smem, 0, 2), cute.group_modes(gmem, 0, 2)
+    )
 
 
 class Fa3:
@@ -33,8 +34,16 @@ class Fa3:
     def __call__(self, q: cute.Tensor, k: cute.Tensor, v: cute.Tensor, o: cute.Tensor, scale: Float32):
         rows, keys, dim, dtype, stages = self.rows, self.keys, self.dim, self.dtype, self.stages
         mma_qk = sm90.make_trivial_tiled_mma(dtype, dtype, Major.K, Major.K, Float32, (self.groups, 1, 1), (64, keys))
-        mma_pv = sm90.make_trivial_tiled_mma(dtype, dtype, Major.K, Major.MN, Float32, (self.groups, 1, 1), (64, dim),
-                                             a_source=warpgroup.OperandSource.RMEM)
+        mma_pv = sm90.make_trivial_tiled_mma(
+            dtype,
+            dtype,
+            Major.K,
+            Major.MN,
+            Float32,
+            (self.groups, 1, 1),
+            (64, dim),
+            a_source=warpgroup.OperandSource.RMEM,
+        )
         l_q = sm90.make_smem_layout_a(LayoutEnum.ROW_MAJOR, (rows, keys, dim), dtype, 1)
         l_k = sm90.make_smem_layout_b(LayoutEnum.ROW_MAJOR, (rows, keys, dim), dtype, stages)
         l_v = sm90.make_smem_layout_b(LayoutEnum.COL_MAJOR, (rows, dim, keys), dtype, stages)
@@ -54,23 +63,42 @@ class Fa3:
             q: cute.struct.Align[cute.struct.MemRange[dtype, cute.cosize(l_q)], 1024]
             k: cute.struct.Align[cute.struct.MemRange[dtype, cute.cosize(l_k)], 1024]
             v: cute.struct.Align[cute.struct.MemRange[dtype, cute.cosize(l_v)], 1024]
+
         self.storage = Storage
         self.kernel(t_q, g_q, t_k, g_k, t_v, g_v, t_o, g_o, l_q, l_k, l_v, l_o, mma_qk, mma_pv, scale).launch(
-            grid=(cute.ceil_div(q.shape[0], rows), 1, 1), block=(128 * (self.groups + 1), 1, 1), min_blocks_per_mp=1)
+            grid=(cute.ceil_div(q.shape[0], rows), 1, 1), block=(128 * (self.groups + 1), 1, 1), min_blocks_per_mp=1
+        )
 
     def pipeline(self, storage, defer):
         """A TMA pipeline: one producer thread, all consumer warps."""
         return pl.PipelineTmaAsync.create(
-            barrier_storage=storage.data_ptr(), num_stages=self.stages, defer_sync=defer,
+            barrier_storage=storage.data_ptr(),
+            num_stages=self.stages,
+            defer_sync=defer,
             producer_group=pl.CooperativeGroup(pl.Agent.Thread),
             consumer_group=pl.CooperativeGroup(pl.Agent.Thread, 4 * self.groups),
-            tx_count=self.keys * self.dim * self.dtype.width // 8)
+            tx_count=self.keys * self.dim * self.dtype.width // 8,
+        )
 
     @cute.kernel
-    def kernel(self, t_q: cute.CopyAtom, g_q: cute.Tensor, t_k: cute.CopyAtom, g_k: cute.Tensor, t_v: cute.CopyAtom,
-               g_v: cute.Tensor, t_o: cute.CopyAtom, g_o: cute.Tensor, l_q: cute.ComposedLayout,
-               l_k: cute.ComposedLayout, l_v: cute.ComposedLayout, l_o: cute.ComposedLayout, mma_qk: cute.TiledMma,
-               mma_pv: cute.TiledMma, scale: Float32):
+    def kernel(
+        self,
+        t_q: cute.CopyAtom,
+        g_q: cute.Tensor,
+        t_k: cute.CopyAtom,
+        g_k: cute.Tensor,
+        t_v: cute.CopyAtom,
+        g_v: cute.Tensor,
+        t_o: cute.CopyAtom,
+        g_o: cute.Tensor,
+        l_q: cute.ComposedLayout,
+        l_k: cute.ComposedLayout,
+        l_v: cute.ComposedLayout,
+        l_o: cute.ComposedLayout,
+        mma_qk: cute.TiledMma,
+        mma_pv: cute.TiledMma,
+        scale: Float32,
+    ):
         rows, keys, dim, stages = self.rows, self.keys, self.dim, self.stages
         w = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         tid, _, _ = cute.arch.thread_idx()

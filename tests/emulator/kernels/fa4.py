@@ -20,8 +20,9 @@ SOFTMAX, MMA, LOAD = 128, 4, 5
 
 def tma_parts(atom, smem, gmem):
     """tma_partition for a copy inside one CTA."""
-    return cpasync.tma_partition(atom, 0, cute.make_layout(1), cute.group_modes(smem, 0, 3),
-                                 cute.group_modes(gmem, 0, 3))
+    return cpasync.tma_partition(
+        atom, 0, cute.make_layout(1), cute.group_modes(smem, 0, 3), cute.group_modes(gmem, 0, 3)
+    )
 
 
 def group(threads=1):
@@ -40,15 +41,16 @@ class Fa4:
         keys, dim, dtype, stages = self.keys, self.dim, self.dtype, self.stages
         one = tcgen05.CtaGroup.ONE
         mma_qk = sm100.make_trivial_tiled_mma(dtype, dtype, Major.K, Major.K, Float32, one, (ROWS, keys))
-        mma_pv = sm100.make_trivial_tiled_mma(dtype, dtype, Major.K, Major.MN, Float32, one, (ROWS, dim),
-                                              tcgen05.OperandSource.TMEM)
+        mma_pv = sm100.make_trivial_tiled_mma(
+            dtype, dtype, Major.K, Major.MN, Float32, one, (ROWS, dim), tcgen05.OperandSource.TMEM
+        )
         l_q = sm100.make_smem_layout_a(mma_qk, (ROWS, keys, dim), dtype, 1)
         l_k = sm100.make_smem_layout_b(mma_qk, (ROWS, keys, dim), dtype, stages)
         l_p = sm100.make_smem_layout_a(mma_pv, (ROWS, dim, keys), dtype, 1)  # only lends its shape
         l_v = sm100.make_smem_layout_b(mma_pv, (ROWS, dim, keys), dtype, stages)
         v_t = cute.make_tensor(v.iterator, cute.select(v.layout, mode=[1, 0]))
         load = cpasync.CopyBulkTensorTileG2SOp(one)
-        tile = lambda layout: cute.select(layout, mode=[0, 1, 2])  # noqa: E731
+        tile = lambda layout: cute.select(layout, mode=[0, 1, 2])
         t_q, g_q = nv.make_tiled_tma_atom_A(load, q, tile(l_q), (ROWS, keys, dim), mma_qk)
         t_k, g_k = nv.make_tiled_tma_atom_B(load, k, tile(l_k), (ROWS, keys, dim), mma_qk)
         t_v, g_v = nv.make_tiled_tma_atom_B(load, v_t, tile(l_v), (ROWS, dim, keys), mma_pv)
@@ -65,21 +67,41 @@ class Fa4:
             q: cute.struct.Align[cute.struct.MemRange[dtype, cute.cosize(l_q)], 1024]
             k: cute.struct.Align[cute.struct.MemRange[dtype, cute.cosize(l_k)], 1024]
             v: cute.struct.Align[cute.struct.MemRange[dtype, cute.cosize(l_v)], 1024]
+
         self.storage = Storage
         self.kernel(t_q, g_q, t_k, g_k, t_v, g_v, o, l_q, l_k, l_v, l_p, mma_qk, mma_pv, scale).launch(
-            grid=(cute.ceil_div(q.shape[0], ROWS), 1, 1), block=(192, 1, 1), min_blocks_per_mp=1)
+            grid=(cute.ceil_div(q.shape[0], ROWS), 1, 1), block=(192, 1, 1), min_blocks_per_mp=1
+        )
 
     def load_pipeline(self, storage, stages, rows):
         """TMA -> MMA."""
-        return pl.PipelineTmaUmma.create(barrier_storage=storage.data_ptr(), num_stages=stages, producer_group=group(),
-                                         consumer_group=group(), defer_sync=True,
-                                         tx_count=rows * self.dim * self.dtype.width // 8)
+        return pl.PipelineTmaUmma.create(
+            barrier_storage=storage.data_ptr(),
+            num_stages=stages,
+            producer_group=group(),
+            consumer_group=group(),
+            defer_sync=True,
+            tx_count=rows * self.dim * self.dtype.width // 8,
+        )
 
     @cute.kernel
-    def kernel(self, t_q: cute.CopyAtom, g_q: cute.Tensor, t_k: cute.CopyAtom, g_k: cute.Tensor, t_v: cute.CopyAtom,
-               g_v: cute.Tensor, o: cute.Tensor, l_q: cute.ComposedLayout, l_k: cute.ComposedLayout,
-               l_v: cute.ComposedLayout, l_p: cute.ComposedLayout, mma_qk: cute.TiledMma, mma_pv: cute.TiledMma,
-               scale: Float32):
+    def kernel(
+        self,
+        t_q: cute.CopyAtom,
+        g_q: cute.Tensor,
+        t_k: cute.CopyAtom,
+        g_k: cute.Tensor,
+        t_v: cute.CopyAtom,
+        g_v: cute.Tensor,
+        o: cute.Tensor,
+        l_q: cute.ComposedLayout,
+        l_k: cute.ComposedLayout,
+        l_v: cute.ComposedLayout,
+        l_p: cute.ComposedLayout,
+        mma_qk: cute.TiledMma,
+        mma_pv: cute.TiledMma,
+        scale: Float32,
+    ):
         keys, dim, stages, dtype = self.keys, self.dim, self.stages, self.dtype
         state = pl.make_pipeline_state
         w = cute.arch.make_warp_uniform(cute.arch.warp_idx())
@@ -92,12 +114,27 @@ class Fa4:
         pipe_q = self.load_pipeline(storage.bar_q, 1, ROWS)
         pipe_k = self.load_pipeline(storage.bar_k, stages, keys)
         pipe_v = self.load_pipeline(storage.bar_v, stages, keys)
-        pipe_s = pl.PipelineUmmaAsync.create(barrier_storage=storage.bar_s.data_ptr(), num_stages=1,
-                                             producer_group=group(), consumer_group=group(SOFTMAX), defer_sync=True)
-        pipe_p = pl.PipelineAsyncUmma.create(barrier_storage=storage.bar_p.data_ptr(), num_stages=1,
-                                             producer_group=group(SOFTMAX), consumer_group=group(), defer_sync=True)
-        pipe_o = pl.PipelineUmmaAsync.create(barrier_storage=storage.bar_o.data_ptr(), num_stages=1,
-                                             producer_group=group(), consumer_group=group(SOFTMAX), defer_sync=True)
+        pipe_s = pl.PipelineUmmaAsync.create(
+            barrier_storage=storage.bar_s.data_ptr(),
+            num_stages=1,
+            producer_group=group(),
+            consumer_group=group(SOFTMAX),
+            defer_sync=True,
+        )
+        pipe_p = pl.PipelineAsyncUmma.create(
+            barrier_storage=storage.bar_p.data_ptr(),
+            num_stages=1,
+            producer_group=group(SOFTMAX),
+            consumer_group=group(),
+            defer_sync=True,
+        )
+        pipe_o = pl.PipelineUmmaAsync.create(
+            barrier_storage=storage.bar_o.data_ptr(),
+            num_stages=1,
+            producer_group=group(),
+            consumer_group=group(SOFTMAX),
+            defer_sync=True,
+        )
         cute.arch.mbarrier_init_fence()
         cute.arch.sync_threads()
         retrieve = pl.NamedBarrier(barrier_id=1, num_threads=SOFTMAX + 32)
