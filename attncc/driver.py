@@ -27,9 +27,13 @@ def compile(spec, *, target: str | None = None, **parameters) -> Kernel:
              tensors on the CPU are then given to the interpreter of the tile program. A kernel compiled for a named target
              refuses tensors of any other device.
 
-    The text is read and checked here, so AttnError for a bad spec is raised here; device code is compiled when it is needed.
+    AttnError for a bad spec, or for one that the named target cannot do, is raised here. Device code is compiled when it is
+    needed.
     """
-    return Kernel(load(spec, **parameters), get_target(target) if target else None, lower)
+    kernel = Kernel(load(spec, **parameters), get_target(target) if target else None, lower)
+    if target:
+        kernel.stages()
+    return kernel
 
 
 def lower(attention: Attention, target: Target) -> Stages:

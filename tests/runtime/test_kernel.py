@@ -71,7 +71,7 @@ def test_a_bad_target():
 
 def test_a_target_that_cannot_do_it_says_so_with_the_line():
     with pytest.raises(AttnError) as error:
-        attncc.compile(PLAIN.replace("64", "512"), target="hopper").stages()
+        attncc.compile(PLAIN.replace("64", "512"), target="hopper")
     assert "512" in str(error.value) and "dim 512" in str(error.value)
 
 
