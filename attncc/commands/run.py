@@ -12,7 +12,9 @@ from attncc.commands.common import make_kernel, shape_option, spec_options, step
 @target_option
 @shape_option()
 @click.option("--seed", default=0, show_default=True, help="of the generated data")
-def command(file, parameters, attention, target, shape, seed):
+@click.option("--emulate", is_flag=True, help="run the compiled device code in the PTX emulator, without a GPU")
+@click.option("--trace", type=click.Path(dir_okay=False), help="with --emulate: write a Perfetto trace to this file")
+def command(file, parameters, attention, target, shape, seed, emulate, trace):
     """Compile the spec FILE for the GPU that is there and run it on generated data.
 
     Without a GPU the CPU interpreter of the same tile program runs, and the kernel of the best target is emitted and
@@ -23,6 +25,10 @@ def command(file, parameters, attention, target, shape, seed):
     from attncc.explain import Shape
     from attncc.measure import CheckResult, measure
 
+    if emulate:
+        return _emulate(make_kernel(file, parameters, attention, target), shape or Shape(1, 128, 128), seed, trace)
+    if trace:
+        raise click.UsageError("--trace needs --emulate")
     on_gpu = torch.cuda.is_available()
     kernel = make_kernel(file, parameters, attention, target if on_gpu else None)
     a = kernel.attention
@@ -49,6 +55,31 @@ def command(file, parameters, attention, target, shape, seed):
         _cross_compile(file, parameters, attention, target)
     if not result.ok:
         click.echo("error: the result is not what the reference says", err=True)
+        return 1
+    return 0
+
+
+def _emulate(kernel, shape, seed: int, trace: str | None) -> int:
+    """Runs the device code in the emulator: its findings, and the error of its result. Exit status 1 for either."""
+    from attncc.emulator.findings import summary
+    from attncc.measure import measure
+    from attncc.runtime.emulated import emulate_calls
+
+    with step("compiling"):
+        results = emulate_calls(kernel, trace=trace)
+    with step("emulating"):
+        result = measure(kernel, shape, seed, "cpu")
+    findings = results[0].findings
+    click.echo(
+        f"emulated   target {kernel.stages().target.name}, {results[0].steps} warp instructions, {results[0].seconds:.1f} s"
+    )
+    click.echo(f"shapes     q {result.shapes[0]}, k {result.shapes[1]}, v {result.shapes[2]}")
+    click.echo(f"error      {result.error:.2e} against the float64 reference, allowed {result.allowed:.2e}")
+    click.echo(f"findings   {len(results[0].errors)} errors, {len(findings) - len(results[0].errors)} warnings")
+    if findings:
+        click.echo(summary(findings))
+    if not result.ok or not results[0].ok:
+        click.echo(f"error: {result.bad or 'the emulator does not accept the kernel'}", err=True)
         return 1
     return 0
 
