@@ -18,7 +18,7 @@ from attncc.ir import tile as ir
 from attncc.ir.expr import Expr
 
 INFINITY = float("inf")
-CELLS_AT_ONCE = 1 << 24
+CELLS_AT_ONCE = 1 << 22
 TORCH_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 

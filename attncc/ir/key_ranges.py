@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from attncc.ir.algebra import Algebra, Facts, conjoin, negate
+from attncc.ir.algebra import Algebra, Facts, conjoin, linear, negate
 from attncc.ir.attention import Attention
 from attncc.ir.expr import BOOL, FALSE, INT, TRUE, ZERO, Expr, apply, floordiv, sub, transform, var, variables, walk
 from attncc.ir.intervals import Intervals
@@ -76,11 +76,11 @@ class _Ranges:
         condition = _loose_condition(mask) if cases else None
         if condition is None:
             kept, masked = self.reach(mask, True), self.reach(mask, False)
-            return KeyRanges(kept, masked, tuple(dict.fromkeys(self.unused)))
+            return KeyRanges(kept, masked, _without_opposites(self.unused))
         yes, no = (self.find(_assume(mask, condition, value), cases - 1) for value in (TRUE, FALSE))
         return KeyRanges(
             self.choose(condition, yes.kept, no.kept), self.choose(condition, yes.masked, no.masked),
-            tuple(dict.fromkeys(self.unused)),
+            _without_opposites(self.unused),
         )  # fmt: skip
 
     def choose(self, condition: Expr, a: tuple[Range, ...], b: tuple[Range, ...]) -> tuple[Range, ...]:
@@ -176,6 +176,23 @@ class _Ranges:
                 out[i] = (pick(swap, y[0], x[0]), pick(swap, y[1], x[1]))
                 out[i + 1] = (pick(swap, x[0], y[0]), pick(swap, x[1], y[1]))
         return out
+
+
+def _without_opposites(conditions: list[Expr]) -> tuple[Expr, ...]:
+    """Each condition once; of a condition and its negation the first."""
+    out: list[Expr] = []
+    for item in conditions:
+        if not any(item is other or _opposite(item, other) for other in out):
+            out.append(item)
+    return tuple(out)
+
+
+def _opposite(a: Expr, b: Expr) -> bool:
+    """Whether `a` is `not b`; 0 <= x is the opposite of 0 <= -x - 1."""
+    if a.op == b.op == "le" and a.args[0] is b.args[0] is ZERO:
+        both = linear(a.args[1]).plus(linear(b.args[1]))
+        return not both.terms and both.constant == -1
+    return a is negate(b)
 
 
 def _loose_condition(mask: Expr) -> Expr | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attncc.ir.algebra import Algebra, conjoin, disjoin, negate
-from attncc.ir.expr import INT, TRUE, Expr, apply, var, variables, walk
+from attncc.ir.expr import FALSE, INT, TRUE, Expr, apply, var, variables, walk
 from attncc.ir.intervals import Interval, Intervals
 from attncc.ir.key_ranges import program_facts, query_rows
 from attncc.ir.solve import INDICES, KV, Piece, Q, TooManyAlternatives, alternatives, atom_expr, piece
@@ -75,7 +75,7 @@ class TileBounds:
         They can not where nothing bounds it, and not where a remainder takes all its values within a tile.
         """
         box = Intervals(self.algebra, {Q: self.rows, KV: self.keys}, self.summaries)
-        if box.may(atom) is TRUE:
+        if box.may(atom) is TRUE and box.must(atom) is FALSE:
             return False
         remainders = [n for n in walk(atom) if n.op == "mod" and variables(n) & INDICES and not box.wants_summary(n)]
         return all(self.narrow(n) for n in remainders)

@@ -8,8 +8,9 @@ from attncc.ir.dependence import COLUMN, CONSTANT, HEAD, ROW, dependence
 from attncc.ir.expr import Expr, rebuild, var
 from attncc.ir.tile import ColLet, Let, Mask, Matmul, Op, RowLet, Score, Segment, TileProgram
 
-CHEAP_COLUMN = 2
-"""Operations that are not worth a register for every column."""
+CHEAP_COLUMN = 6
+"""Cost up to which a value is not worth a register for every column: loads and transcendental functions cost more, and the
+rows of a column share plain arithmetic anyway once the loop over elements is unrolled."""
 _COST = {
     "load": 8, "exp": 8, "exp2": 4, "log": 8, "log2": 4, "sqrt": 4, "tanh": 4, "sigmoid": 8, "erf": 16, "sin": 8, "cos": 8,
     "pow": 12, "div": 8, "floordiv": 4, "mod": 4, "const": 0, "var": 0,
