@@ -26,6 +26,15 @@ SHAPES = (
 EVERY_PASS = 1
 """The shape at which L2 and L3 run after every pass; at the others before the first and after the last."""
 
+CONSERVATIVE = {
+    "bigbird": "which of a row's random blocks are in a key tile is known up to the least and the greatest",
+    "document_windows": "a tile with several documents has bounds of their starts, not their starts",
+    "packed_documents": "bounds of causality and of document numbers may both have a cell, and not the same one",
+    "shared_prefix": "as packed_documents",
+    "tree_verification": "a table of bools is not looked at",
+}
+"""Examples of which some tile that is empty or full runs as a partial one, and why; a remark of a pass says so."""
+
 
 def spec(name: str) -> str:
     return EXAMPLES[NAMES.index(name)].read_text(encoding="utf-8")
@@ -69,9 +78,10 @@ def test_tile_classes_are_those_of_the_dense_mask(name):
             mine = tile_classes(program, shape.batch, shape.seq_q, shape.seq_kv, inputs)
             dense = dense_classes(attention, *tiles, shape.batch, shape.seq_q, shape.seq_kv, inputs)
             sound(name, mine, dense)
-            said = [r.text for r in program.remarks]
-            where = f"{name}, tiles {tiles}, shape {shape}, remarks {said}:\n{picture(mine, dense)}"
-            assert said or torch.equal(mine, dense), where
+            if name in CONSERVATIVE:
+                assert program.remarks, f"{name} may run an empty or full tile as a partial one, and no remark says why"
+            else:
+                assert torch.equal(mine, dense), f"{name}, tiles {tiles}, shape {shape}:\n{picture(mine, dense)}"
 
 
 def sound(name: str, mine: torch.Tensor, dense: torch.Tensor) -> None:
