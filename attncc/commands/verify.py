@@ -30,7 +30,7 @@ from attncc.diagnostics import fail
 @click.option("--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="seconds for one kernel")
 @click.option("--quick", is_flag=True, help="one head group for each spec")
 @click.option("--compile-only", is_flag=True, help="stop after compiling; needs no GPU")
-def command(paths, targets, output, count, runners, timeout, quick, compile_only):
+def command(paths, targets, output, page, count, runners, timeout, quick, compile_only):
     """Compile the specs at PATHS (files or directories) for every target, run them on the GPU with poisoned outputs, ragged
     lengths and groups of 1, 4 and 7 heads, and compare with the float64 reference.
 
@@ -38,10 +38,11 @@ def command(paths, targets, output, count, runners, timeout, quick, compile_only
     a process of its own pool: one that crashes or hangs is reported and the rest goes on. Exit status 1 when one is not right.
     """
     from attncc.verify.jobs import jobs, spec_files
-    from attncc.verify.table import counts, lines, outcome
+    from attncc.verify.table import counts, lines, markdown, outcome
     from attncc.verify.workers import run_all
 
     path = output_file(output, ".json") if output else None
+    page = output_file(page, ".md") if page else None
     files, device = spec_files(paths), device_text(compile_only)
     names = [t.strip() for t in targets.split(",") if t.strip()] if targets else usable(compile_only)
     work = jobs(files, names, quick, chips(names, compile_only))
@@ -54,6 +55,8 @@ def command(paths, targets, output, count, runners, timeout, quick, compile_only
         click.echo(line)
     found = counts(rows)
     click.echo(", ".join(f"{n} {kind}" for kind, n in found.items()) + f" of {len(rows)} kernels")
+    if page:
+        write(page, markdown(rows, {"device": device, **versions()}))
     if path:
         write(path, json.dumps({"device": device, **versions(), "rows": rows}, indent=1) + "\n")
     return 0 if not found["wrong"] and not found["failed"] else 1

@@ -56,3 +56,34 @@ def counts(rows: Sequence[dict]) -> dict[str, int]:
         kind = "refused" if "refused" in row else "failed" if "error" in row else "right" if not _why(row) else "wrong"
         found[kind] += 1
     return found
+
+
+def markdown(rows: Sequence[dict], facts: dict[str, str]) -> str:
+    """The rows as a page: where and when they were made, what they say, one line for each spec and target."""
+    found = counts(rows)
+    head = ["spec", "target", "cases", "worst error", "allowed", "lse error", "outcome"]
+    lines = [
+        "# Kernels beside the float64 reference",
+        "",
+        "Made by `attncc verify`; what is compared is in [testing.md](testing.md). Errors are the worst over head groups and shapes.",
+        "",
+        ", ".join(f"{name} {value}" for name, value in facts.items()) + ".",
+        "",
+        ", ".join(f"{n} {kind}" for kind, n in found.items()) + f" of {len(rows)} kernels.",
+        "",
+        *("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head))),
+    ]
+    for key in dict.fromkeys((r["spec"], r["target"]) for r in rows):
+        mine = [r for r in rows if (r["spec"], r["target"]) == key]
+        lines.append("| " + " | ".join([*key, *_cells(mine)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(rows: list[dict]) -> list[str]:
+    cases = [c for r in rows for c in r.get("rows", ())]
+    said = next((_why(r) for r in rows if _why(r)), "ok").replace("|", "/")
+    if not cases:
+        return ["0", "", "", "", said]
+    worst = max(cases, key=lambda c: c["error"] / c["allowed"])
+    lse = max(c["lse_error"] for c in cases)
+    return [str(len(cases)), f"{worst['error']:.1e}", f"{worst['allowed']:.1e}", f"{lse:.0e}", said]

@@ -11,7 +11,7 @@ from attncc.interp.data import make_inputs
 from attncc.lower import load
 from attncc.verify import workers
 from attncc.verify.jobs import GROUPS, LONG, SHAPES, Job, jobs, spec_files
-from attncc.verify.table import counts, lines, outcome
+from attncc.verify.table import counts, lines, markdown, outcome
 from attncc.verify.worker import answer, plain
 from attncc.verify.workers import run_all
 from tests.runtime.specs import PLAIN
@@ -89,6 +89,9 @@ def test_the_table():
     assert "WRONG in 1 of 2 shapes; 1x2x3: a second call" in shown[2]
     assert "FAILED hang" in shown[3] and "refused: no" in shown[4]
     json.dumps(rows)
+    page = markdown(rows, {"device": "none", "date": "today"})
+    assert "device none, date today." in page and "1 right, 1 wrong, 1 failed, 1 refused of 4 kernels." in page
+    assert "| a | ampere | 1 | 1.0e-03 | 2.0e-03 | 1e-06 | ok |" in page and page.count("| ampere |") == 4
 
 
 @pytest.mark.parametrize(
