@@ -1,7 +1,7 @@
 """Runs an L2 tile program on the CPU, tile by tile, as its text says.
 
 All batch entries, heads and several query tiles advance together: a tile-shaped value is a tensor with the axes
-(batch, head, query tile, row, column), and step t of a segment handles the t-th key tile of each of them, whichever it is.
+(batch, head, query tile, row, column), and step t of a segment handles the t-th key tile of each.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def run_tile(
     round_weights  round the weights to the attention's dtype before the second matmul, as the kernels do
     check          raise AssertionError if a key tile is visited twice, a skipped tile holds a kept cell, or a tile of a
                    full segment a masked one
-    strict         every tensor index must be in range at every position, masked and padded ones too (true after guard_loads)
+    strict         every tensor index must be in range at every position, masked and padded ones too (after
+                   guard_loads)
     """
     machine = _Machine.make(program, q, k, v, inputs or {}, dtype, round_weights, strict)
     if check:
@@ -80,11 +81,11 @@ class _Machine:
         env, tensors = tile_environment(program, q.shape[0], q.shape[1], k.shape[1], inputs)
         if program.table is not None:
             tensors |= table_tensors(program, env, tensors)
-        tiles = [
-            _cut(x.to(dtype), size) for x, size in ((q, program.tile_m), (k, program.tile_n), (v, program.tile_n))
-        ]
+        tiles = [_cut(x.to(dtype), size) for x, size in ((q, program.tile_m), (k, program.tile_n), (v, program.tile_n))]
         group = torch.arange(a.heads_q) // a.group
-        return cls(program, env, tensors, tiles[0], tiles[1][:, group], tiles[2][:, group], dtype, round_weights, strict)
+        return cls(
+            program, env, tensors, tiles[0], tiles[1][:, group], tiles[2][:, group], dtype, round_weights, strict
+        )
 
     def run(self, q_tile: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:
         """Computes the query tiles listed in `q_tile`."""

@@ -31,7 +31,8 @@ def tile_environment(program: ir.TileProgram, batch: int, seq_q: int, seq_kv: in
 def tile_classes(
     program: ir.TileProgram, batch: int, seq_q: int, seq_kv: int, inputs: dict[str, object] | None = None
 ) -> torch.Tensor:
-    """(batch, heads_q, q_tiles, kv_tiles): EMPTY where the program does not visit a key tile, else the visiting segment's kind.
+    """(batch, heads_q, q_tiles, kv_tiles): EMPTY where the program does not visit a key tile, else the visiting
+    segment's kind.
 
     Raises AssertionError when a tile is visited twice or lies out of range.
     """
@@ -45,7 +46,9 @@ def dense_classes(
     attention: Attention, tile_m: int, tile_n: int, batch: int, seq_q: int, seq_kv: int,
     inputs: dict[str, object] | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The classes of the dense mask, as `tile_classes` gives them. A key past seq_kv counts as masked, a row past seq_q not at all."""
+    """The classes of the dense mask, as `tile_classes` gives them. A key past seq_kv counts as masked, a row past
+    seq_q not at all.
+    """
     naive = ir.TileProgram(attention, tile_m, tile_n, (), (), (), ())
     return _dense(naive, *tile_environment(naive, batch, seq_q, seq_kv, inputs or {}))
 
@@ -56,7 +59,9 @@ def check_visits(program: ir.TileProgram, env: dict[str, object], tensors: dict[
     for what, wrong in (("skipped", (mine == EMPTY) & (dense != EMPTY)), ("full", (mine == FULL) & (dense != FULL))):
         if bool(wrong.any()):
             where = [int(i) for i in torch.nonzero(wrong)[0]]
-            raise AssertionError(f"{what} tile (b, h, q_tile, kv_tile) = {where} of {program.attention.name} is not {what}")
+            raise AssertionError(
+                f"{what} tile (b, h, q_tile, kv_tile) = {where} of {program.attention.name} is not {what}"
+            )
 
 
 def _visited(program: ir.TileProgram, env, tensors) -> torch.Tensor:
@@ -113,7 +118,12 @@ def table_tensors(program: ir.TileProgram, env, tensors) -> dict[str, torch.Tens
         grid["h"] = grid["hkv"] = torch.zeros(1, 1, 1, 1, dtype=torch.int64)
     for summary in table.summaries:
         grid |= _summary(program, summary, grid, tensors)
-    shape = (env["batch"] if table.by_batch else 1, program.attention.heads_q if table.by_head else 1, q_tiles, kv_tiles)
+    shape = (
+        env["batch"] if table.by_batch else 1,
+        program.attention.heads_q if table.by_head else 1,
+        q_tiles,
+        kv_tiles,
+    )
     may, must = (_grid_value(e, grid, tensors, shape) for e in (table.may, table.must))
     kinds = torch.stack((may & ~must, must), 3)
     order = torch.argsort(kinds.long(), dim=-1, descending=True, stable=True)

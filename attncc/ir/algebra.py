@@ -1,8 +1,8 @@
 """Integer algebra over expressions: linear forms, proofs of `a <= b`, and constructors that fold what is known.
 
 Everything here reads an expression as a number without a word size: index arithmetic is taken not to overflow. That
-holds for sequence lengths up to 2**29; `Algebra.trusted` says whether an expression also keeps inside 32 bits for positions up to
-2**20, and analyses leave alone what does not (a hash of an index, for example).
+holds for sequence lengths up to 2**29; `Algebra.trusted` says whether an expression also keeps inside 32 bits for
+positions up to 2**20, and analyses leave alone what does not (a hash of an index, for example).
 """
 
 from __future__ import annotations
@@ -401,7 +401,8 @@ LARGEST = 2**29
 
 
 def clamp(value: Expr) -> Expr:
-    """A run-time value brought into +-LARGEST, where a sum with positions cannot overflow: a window of 2**31 - 1 means no window.
+    """A run-time value brought into +-LARGEST, where a sum with positions cannot overflow: a window of 2**31 - 1
+    means no window.
 
     It changes no comparison with a position below LARGEST / 2. Nothing is moved into it: `tau + 1` could overflow.
     """

@@ -16,7 +16,7 @@ class IllegalProgram(AttnError):
         super().__init__(*(Diagnostic("E901", f"{where}: {problem}") for problem in problems))
 
 
-def expression_problems(what: str, expr: Expr, type: str, names: Mapping[str, str], attention: Attention, lists=()):  # fmt: skip
+def expression_problems(what: str, expr: Expr, type: str, names: Mapping[str, str], attention: Attention, lists=()):
     """What is wrong with an expression that should have `type` and may use `names` (name -> type), as sentences.
 
     `lists` are tensors of the compiler's own that may be read besides the declared ones.
@@ -26,7 +26,11 @@ def expression_problems(what: str, expr: Expr, type: str, names: Mapping[str, st
     for node in walk(expr):
         if node.op == "var":
             if names.get(node.value) != node.type:
-                known = "not bound here" if node.value not in names else f"bound as {names[node.value]}, used as {node.type}"
+                known = (
+                    "not bound here"
+                    if node.value not in names
+                    else f"bound as {names[node.value]}, used as {node.type}"
+                )
                 yield f"{what}: `{node.value}` is {known}"
         elif node.op == "load" and node.value not in lists:
             yield from load_problems(what, node, attention)

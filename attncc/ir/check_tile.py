@@ -6,7 +6,8 @@ from attncc.ir.attention import SIZE_VARIABLES
 from attncc.ir.check_expr import IllegalProgram, expression_problems
 from attncc.ir.expr import BOOL, FLOAT, INT, Expr, variables, walk
 from attncc.ir.tile import (
-    ELEMENT, FULL, PARTIAL, SPACES, TILE_COUNT, TILE_LIST, ColLet, Finalize, Let, Load, Mask, Matmul, Op, RowLet, Score, Softmax,
+    ELEMENT, FULL, PARTIAL, SPACES, TILE_COUNT, TILE_LIST, ColLet, Finalize, Let, Load, Mask, Matmul, Op, RowLet,
+    Score, Softmax,
     Store, TileProgram, TileSummary, Weights, extent_name,
 )  # fmt: skip
 
@@ -112,7 +113,9 @@ class _Checker:
 
     def table(self):
         table = self.program.table
-        reads = any(n.op == "load" and n.value in (TILE_COUNT, TILE_LIST) for s in self.program.segments for n in walk(s.count))
+        reads = any(
+            n.op == "load" and n.value in (TILE_COUNT, TILE_LIST) for s in self.program.segments for n in walk(s.count)
+        )
         if table is None:
             if reads:
                 yield "a segment reads tile lists, but there is no table"
@@ -143,4 +146,3 @@ class _Checker:
 def _operands(op: Op) -> tuple[str, ...]:
     fields = ("dst", "a", "b", "scores", "weights", "accumulator", "src")
     return tuple(getattr(op, f) for f in fields if isinstance(getattr(op, f, None), str))
-

@@ -9,7 +9,8 @@ from attncc.ir.tile import ELEMENT
 CONSTANT, HEAD, ROW, COLUMN, DIAGONAL, ELEMENTWISE = "constant", "head", "row", "column", "diagonal", "element"
 CLASSES = (CONSTANT, HEAD, ROW, COLUMN, DIAGONAL, ELEMENTWISE)
 """constant: literals, sizes and run-time scalars; head: also b, h, hkv and the tile's own number; row: also q_idx;
-column: also kv_idx; diagonal: q_idx and kv_idx through their difference only; element: the rest, the score itself included."""
+column: also kv_idx; diagonal: q_idx and kv_idx through their difference only; element: the rest, the score itself
+included."""
 
 _PER_TILE = frozenset(("b", "h", "hkv", "q_tile"))
 _PER_COLUMN = frozenset(("kv_idx", "kv_tile", "t"))

@@ -1,11 +1,12 @@
 """Abstract interpretation over intervals: bounds of an expression, and whether a condition may or must hold.
 
-A variable ranges over an interval whose ends are themselves expressions (`q_idx` over the rows of a query tile); so do the results.
-`may(e)` false proves that e holds nowhere, `must(e)` true that it holds everywhere in the box the variables span. Bounds are
-attained where every variable occurs once; a linear form is gathered first, so that `q_idx - kv_idx + kv_idx` does not lose.
+A variable ranges over an interval whose ends are themselves expressions (`q_idx` over the rows of a query tile); so
+do the results. `may(e)` false proves that e holds nowhere, `must(e)` true that it holds everywhere in the box the
+variables span. Bounds are attained where every variable occurs once; a linear form is gathered first, so that
+`q_idx - kv_idx + kv_idx` does not lose.
 
-A tensor element whose indices vary has no bounds of its own. `summarise(expr, axis)` may give some: `expr` is as large as
-possible among the sub-expressions that vary along one axis only.
+A tensor element whose indices vary has no bounds of its own. `summarise(expr, axis)` may give some: `expr` is as
+large as possible among the sub-expressions that vary along one axis only.
 """
 
 from __future__ import annotations
@@ -285,7 +286,9 @@ class Intervals:
         return disjoin(self.compare("lt", a, b), self.compare("lt", b, a))
 
     def _congruence(self, a: Expr, b: Expr) -> Expr | None:
-        """Whether x % c == r has a solution for x in its interval: the first number from its least on that is r modulo c."""
+        """Whether x % c == r has a solution for x in its interval: the first number from its least on that is r
+        modulo c.
+        """
         if a.op != "mod":
             a, b = b, a
         if a.op != "mod" or a.args[1].op != "const" or b.op != "const" or a.args[1].value <= 0:
@@ -296,7 +299,9 @@ class Intervals:
             return FALSE
         if low is None or high is None:
             return TRUE
-        return self.algebra.le(self.algebra.add(low, self.algebra.mod(self.algebra.sum((low, -1), constant=r), c)), high)
+        return self.algebra.le(
+            self.algebra.add(low, self.algebra.mod(self.algebra.sum((low, -1), constant=r), c)), high
+        )
 
 
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")

@@ -1,8 +1,8 @@
 """Which key tiles of a query tile may hold a kept cell, and which a masked one, as closed forms.
 
 `key_ranges` solves the mask for the keys it keeps and the negated mask for the keys it removes. Each result is a tuple
-of ranges of key tiles [begin, end), disjoint and ascending whatever the values of sizes and scalars are (a range may be empty). A
-tile in no `kept` range is empty, one in no `masked` range full.
+of ranges of key tiles [begin, end), disjoint and ascending whatever the values of sizes and scalars are (a range may
+be empty). A tile in no `kept` range is empty, one in no `masked` range full.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class KeyRanges:
 
 def program_facts(attention: Attention, tile_m: int, tile_n: int) -> Facts:
     """What holds for every query tile of a program: q_tile names a tile that has a row below seq_q."""
-    some = {name: (0, None) for name in ("b", "q_idx", "kv_idx", "seq_kv", "q_tile", "kv_tile", "t", "kv_tiles", "__rows_left")}
+    some = {
+        name: (0, None)
+        for name in ("b", "q_idx", "kv_idx", "seq_kv", "q_tile", "kv_tile", "t", "kv_tiles", "__rows_left")
+    }
     heads = {"h": (0, attention.heads_q - 1), "hkv": (0, attention.heads_kv - 1)}
     ranges = {**some, **heads, **{name: (1, None) for name in ("batch", "seq_q", "q_tiles")}}
     ranges |= {s.name: promised(s) for s in attention.scalars if s.type == INT}

@@ -251,7 +251,8 @@ def _decided(node: Expr, algebra: Algebra) -> Expr:
 
 
 _RULES = {
-    "and": _and, "or": _or, "not": _not, "select": _select, "add": _add, "sub": _sub, "mul": _mul, "div": _div, "neg": _neg,
+    "and": _and, "or": _or, "not": _not, "select": _select, "add": _add, "sub": _sub, "mul": _mul, "div": _div,
+    "neg": _neg,
     "floordiv": _floordiv, "mod": _mod, "min": _extreme, "max": _extreme,
     **{op: _compare for op in ("eq", "ne", "lt", "le", "gt", "ge")},
 }  # fmt: skip

@@ -1,12 +1,12 @@
 """Solving a mask for the keys it keeps.
 
-`alternatives` turns a mask into a disjunction of conjunctions of atoms. An atom is a linear form that must be >= 0, or a condition
-that no rule opens. Minima, maxima, absolute values and conditionals over varying indices become alternatives.
+`alternatives` turns a mask into a disjunction of conjunctions of atoms. An atom is a linear form that must be >= 0, or
+a condition that no rule opens. Minima, maxima, absolute values and conditionals over varying indices become alternatives.
 `solve` isolates one variable in a linear atom, through floor division by constants.
 
-A `Piece` is what one conjunction says about a query tile: the rows and keys it can reach, each one interval, a condition
-without indices, and the atoms that were of no use. Every kept cell of the tile lies in some piece; where all atoms are used and
-the keys of neighbouring rows touch, the pieces hold no other tile columns.
+A `Piece` is what one conjunction says about a query tile: the rows and keys it can reach, each one interval, a
+condition without indices, and the atoms that were of no use. Every kept cell of the tile lies in some piece; where all
+atoms are used and the keys of neighbouring rows touch, the pieces hold no other tile columns.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _key(atom: Atom):
 
 def _either_branch(condition: Expr, taken, other, algebra: Algebra) -> tuple[Conjunction, ...]:
     return _union(
-        _product(alternatives(condition, True, algebra), taken), _product(alternatives(condition, False, algebra), other)
+        _product(alternatives(condition, True, algebra), taken),
+        _product(alternatives(condition, False, algebra), other),
     )
 
 
@@ -121,10 +122,17 @@ def _comparison(op: str, a: Expr, b: Expr, algebra: Algebra) -> tuple[Conjunctio
 
 
 def tamed(gap: Linear, algebra: Algebra) -> Linear:
-    """Values known at run time only, and a constant beside plain positions, are clamped, so that bounds do not overflow."""
+    """Values known at run time only, and a constant beside plain positions, are clamped, so that bounds do not
+    overflow.
+    """
     out = gap
     for term, k in gap.terms:
-        if abs(k) == 1 and term.op in ("var", "load") and algebra.range(term) == (None, None) and not variables(term) & _POSITIONS:
+        if (
+            abs(k) == 1
+            and term.op in ("var", "load")
+            and algebra.range(term) == (None, None)
+            and not variables(term) & _POSITIONS
+        ):
             out = out.without(term).plus(linear(clamp(term)), k)
     if all(abs(k) == 1 and (t.op == "var" or is_clamp(t)) for t, k in out.terms):
         out = replace(out, constant=max(min(out.constant, LARGEST), -LARGEST))
@@ -242,7 +250,9 @@ def piece(
 
 
 def _nonempty_rows(joint, algebra: Algebra):
-    """Conditions under which a lower and an upper bound that keep their distance leave a key: a window of 0 keys leaves none."""
+    """Conditions under which a lower and an upper bound that keep their distance leave a key: a window of 0 keys
+    leaves none.
+    """
     lows, highs = ([bound for _, (at, bound) in joint if at == side] for side in ("low", "high"))
     for low in lows:
         for high in highs:

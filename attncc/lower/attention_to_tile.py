@@ -16,8 +16,8 @@ LOG2_E = 1.0 / math.log(2.0)
 def lower_attention_to_tile(attention: Attention, tile_m: int, tile_n: int) -> TileProgram:
     """One partial segment over all key tiles.
 
-    The mask is the attention's, and `kv_idx < seq_kv` because the last tile may reach past the end. The score stands as one
-    expression of the raw dot product.
+    The mask is the attention's, and `kv_idx < seq_kv` because the last tile may reach past the end. The score stands
+    as one expression of the raw dot product.
     """
     segment = Segment(PARTIAL, var("kv_tiles"), var("t"), _body(attention))
     return TileProgram(

@@ -1,4 +1,6 @@
-"""What the tests of passes share: small attentions, short program texts, and running a program against the reference."""
+"""What the tests of passes share: small attentions, short program texts, and running a program against the
+reference.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,19 @@ def program(body: str = "", tiles: tuple[int, int] = (64, 64), upto: str | None 
 def lines(p: TileProgram) -> str:
     """The program without what passes rarely touch: lets, segments with their scores and masks, finalize, table."""
     text = format_program(p)
-    shown = ("let ", "row_let", "col_let", "segment ", "score ", "mask ", "softmax ", "weights ", "finalize ", "may =", "must =")
+    shown = (
+        "let ",
+        "row_let",
+        "col_let",
+        "segment ",
+        "score ",
+        "mask ",
+        "softmax ",
+        "weights ",
+        "finalize ",
+        "may =",
+        "must =",
+    )
     kept = [line.strip() for line in text.splitlines() if line.strip().startswith((*shown, "tile_summary"))]
     return "\n".join(line for line in kept if not line.endswith("segments {"))
 
@@ -60,5 +74,3 @@ def same_numbers(*programs: TileProgram, strict: bool = False) -> None:
             torch.testing.assert_close(mine, out, atol=1e-11, rtol=1e-11)
             if lse is not None:
                 torch.testing.assert_close(mine_lse, lse, atol=1e-11, rtol=1e-11)
-
-

@@ -26,13 +26,17 @@ def simplify(attention: Attention) -> Attention:
         return None if expr is None else rules.simplify(expr, algebra)
 
     reduction = replace(
-        attention.reduction, sink=better(attention.reduction.sink), weight_scale=better(attention.reduction.weight_scale)
+        attention.reduction,
+        sink=better(attention.reduction.sink),
+        weight_scale=better(attention.reduction.weight_scale),
     )
     return replace(attention, score=better(attention.score), mask=better(attention.mask), reduction=reduction)
 
 
 def _facts(attention: Attention) -> Facts:
-    ranges: dict[str, tuple[int | None, int | None]] = {n: (0, None) for n in ("b", "q_idx", "kv_idx", "seq_q", "seq_kv")}
+    ranges: dict[str, tuple[int | None, int | None]] = {
+        n: (0, None) for n in ("b", "q_idx", "kv_idx", "seq_q", "seq_kv")
+    }
     ranges |= {"h": (0, attention.heads_q - 1), "hkv": (0, attention.heads_kv - 1), "batch": (1, None)}
     ranges |= {s.name: rules.promised(s) for s in attention.scalars if s.type == INT}
     return Facts(ranges, {t.name: rules.promised(t) for t in attention.tensors}, {})

@@ -19,7 +19,8 @@ def bound_keys(program: TileProgram) -> TileProgram:
     After:
         mask expr=kv_idx <= min(q_idx, seq_kv - 1) and kv_idx >= q_idx - 1023
 
-    What stands right of the comparison is the same along a row, so it is computed once for it: two comparisons for each element.
+    What stands right of the comparison is the same along a row, so it is computed once for it: two comparisons for
+    each element.
     """
     algebra = Algebra(program_facts(program.attention, program.tile_m, program.tile_n))
     segments = tuple(

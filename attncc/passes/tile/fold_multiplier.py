@@ -9,7 +9,8 @@ from attncc.ir.tile import ELEMENT, Finalize, Score, Segment, Softmax, TileProgr
 
 
 def fold_multiplier(program: TileProgram) -> TileProgram:
-    """score = c * g(qk) with a constant c > 0 becomes g(qk), and the multiplier c times larger: one multiplication less.
+    """score = c * g(qk) with a constant c > 0 becomes g(qk), and the multiplier c times larger: one multiplication
+    less.
 
     Before, `score softcap(50)` with scale 1/16:
         score dst=S, expr=tanh(qk * 0.00125) * 50.0

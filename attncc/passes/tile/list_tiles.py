@@ -20,7 +20,7 @@ from attncc.ir.tile import (
 from attncc.ir.tile_table import TileBounds, tile_table
 
 MOST_PARTIAL = 4
-"""Partial segments (ranges of kept tiles times ranges of masked ones) up to which closed forms are worth their length."""
+"""Up to so many partial segments (ranges of kept tiles times ranges of masked ones) a closed form is worth its length."""
 
 
 def list_tiles(program: TileProgram) -> TileProgram:
@@ -34,7 +34,8 @@ def list_tiles(program: TileProgram) -> TileProgram:
         table { may = summary_0_lo <= summary_1_hi and ..., must = ... }
 
     The rule: a table is made when part of the mask gives no range of keys, but bounds over a tile (of tensor elements,
-    products, remainders that do not go round within a tile); or when the closed form takes more than four partial segments. What neither can bound is told in a remark: those tiles run as partial ones.
+    products, remainders that do not go round within a tile); or when the closed form takes more than four partial
+    segments. What neither can bound is told in a remark: those tiles run as partial ones.
     """
     if program.table is not None or len(program.segments) != 1:
         return program

@@ -21,7 +21,7 @@ def merge_segments(program: TileProgram) -> TileProgram:
     After:
         let name=bound_5, expr=bound_3 - bound_2
         let name=bound_6, expr=bound_4 + bound_5
-        segment kind=partial, count=bound_4 - bound_0 + bound_5, tile=select(t < bound_5, bound_3, bound_6) - t - 1 { ... }
+        segment kind=partial, count=bound_4 + bound_5 - bound_0, tile=select(t < bound_5, bound_3, bound_6) - t - 1
         segment kind=full, ...
 
     Fewer loops mean less code in the kernel, and one place where the copies run ahead of the computation.

@@ -20,7 +20,8 @@ def skip_empty_tiles(program: TileProgram) -> TileProgram:
         let name=bound_0, expr=min(q_tile + 1, kv_tiles)
         segment kind=partial, count=bound_0, tile=bound_0 - 1 - t
 
-    A mask that keeps nothing leaves one segment without tiles. Applies to the naive program (one segment over all tiles); key tiles listed by a table are left alone.
+    A mask that keeps nothing leaves one segment without tiles. Applies to the naive program (one segment over all
+    tiles); key tiles listed by a table are left alone.
     """
     if program.table is not None or len(program.segments) != 1:
         return program

@@ -56,8 +56,10 @@ def test_declared_ranges_decide():
 
 
 GRID = {
-    "b": torch.tensor([0, 3]).view(-1, 1, 1), "q_idx": torch.arange(-5, 9).view(1, -1, 1), "kv_idx": torch.arange(-4, 11).view(1, 1, -1),
-    "qk": torch.linspace(-3.0, 3.0, 15, dtype=torch.float64).view(1, 1, -1), "seq_kv": 11, "seq_q": 9, "off": 2, "h": 2, "hkv": 1, "batch": 4,
+    "b": torch.tensor([0, 3]).view(-1, 1, 1), "q_idx": torch.arange(-5, 9).view(1, -1, 1),
+    "kv_idx": torch.arange(-4, 11).view(1, 1, -1),
+    "qk": torch.linspace(-3.0, 3.0, 15, dtype=torch.float64).view(1, 1, -1),
+    "seq_kv": 11, "seq_q": 9, "off": 2, "h": 2, "hkv": 1, "batch": 4,
 }  # fmt: skip
 
 

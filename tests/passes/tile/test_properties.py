@@ -31,7 +31,8 @@ FREE = Facts({}, {}, {})
 
 def grid(rows, keys):
     return {
-        "q_idx": torch.arange(rows[0], rows[1] + 1).view(-1, 1), "kv_idx": torch.arange(keys[0], keys[1] + 1).view(1, -1),
+        "q_idx": torch.arange(rows[0], rows[1] + 1).view(-1, 1),
+        "kv_idx": torch.arange(keys[0], keys[1] + 1).view(1, -1),
         "off": 3, "seq_kv": 40, "h": 1, "b": 2, "seq_q": 37, "hkv": 0, "batch": 3,
     }  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""Skipping and peeling: the text before and after, the numbers, and the classes of tiles beside those of the dense mask."""
+"""Skipping and peeling: the text before and after, the numbers, and the classes of tiles beside those of the dense
+mask.
+"""
 
 import pytest
 import torch
@@ -95,7 +97,9 @@ def test_classes_are_those_of_the_dense_mask(mask):
 
 @pytest.mark.parametrize("mask", EXACT.values(), ids=EXACT.keys())
 def test_both_routes_are_sound(mask):
-    """The list of tiles, had it been chosen, and the closed form, had it been kept, skip no kept cell and mask every masked one."""
+    """The list of tiles, had it been chosen, and the closed form, had it been kept, skip no kept cell and mask every
+    masked one.
+    """
     tiles = (64, 32)
     naive = program(f"mask {mask}", tiles)
     closed = peel_masked_tiles(skip_empty_tiles(naive))
@@ -114,7 +118,11 @@ RUN_TIME = {
     "switch": ("scalar on: bool", "kv_idx <= q_idx if on else kv_idx < 9", False),
     "prefix per batch": ("tensor n: i32[batch] in 0..200", "kv_idx < n[b] or kv_idx <= q_idx", False),
     "documents": ("tensor d: i32[batch, 1024] in 0..9 sorted", "d[b, q_idx] == d[b, kv_idx]", True),
-    "documents, causal": ("tensor d: i32[batch, 1024] in 0..9 sorted", "d[b, q_idx] == d[b, kv_idx] and kv_idx <= q_idx", True),
+    "documents, causal": (
+        "tensor d: i32[batch, 1024] in 0..9 sorted",
+        "d[b, q_idx] == d[b, kv_idx] and kv_idx <= q_idx",
+        True,
+    ),
     "row starts": ("tensor back: i32[1024] in 0..90", "kv_idx >= q_idx - back[q_idx // 64] and kv_idx <= q_idx", True),
     "flags": ("tensor f: bool[batch, 1024]", "not f[b, kv_idx] or abs(q_idx - kv_idx) < 20", True),
     "times": ("tensor t: f32[1024] in 0.0..5.0 sorted", "t[kv_idx] <= t[q_idx]", True),
@@ -135,7 +143,11 @@ def test_classes_of_masks_that_depend_on_arguments(declared, mask, listed):
         for number, (seq_q, seq_kv) in enumerate(SHAPES):
             inputs = make_inputs(out.attention, 2, seq_q, seq_kv, seed=number)[3]
             mine = tile_classes(out, 2, seq_q, seq_kv, inputs)
-            assert torch.equal(mine, dense_classes(out.attention, *tiles, 2, seq_q, seq_kv, inputs)), (tiles, seq_q, seq_kv)
+            assert torch.equal(mine, dense_classes(out.attention, *tiles, 2, seq_q, seq_kv, inputs)), (
+                tiles,
+                seq_q,
+                seq_kv,
+            )
 
 
 @pytest.mark.parametrize("window", (2**31 - 1, -(2**31), 0, 1, 63))
@@ -146,7 +158,9 @@ def test_a_window_of_any_size_does_not_overflow(window):
             continue
         out = program(body, upto="fold_multiplier")
         inputs = {"w": window} if out.attention.scalars else {}
-        assert torch.equal(tile_classes(out, 1, 300, 200, inputs), dense_classes(out.attention, 64, 64, 1, 300, 200, inputs))
+        assert torch.equal(
+            tile_classes(out, 1, 300, 200, inputs), dense_classes(out.attention, 64, 64, 1, 300, 200, inputs)
+        )
 
 
 def test_listing_documents():
@@ -164,7 +178,9 @@ def test_listing_documents():
 
 
 def test_what_nothing_bounds_runs_as_partial_tiles_and_is_told():
-    out = program("tensor m: bool[batch, seq_q, seq_kv]\nmask m[b, q_idx, kv_idx] and kv_idx <= q_idx", upto="fold_multiplier")
+    out = program(
+        "tensor m: bool[batch, seq_q, seq_kv]\nmask m[b, q_idx, kv_idx] and kv_idx <= q_idx", upto="fold_multiplier"
+    )
     assert out.table is None
     assert any("m[b, q_idx, kv_idx]" in r.text for r in out.remarks)
     same_numbers(out)

@@ -29,7 +29,9 @@ def test_softcap_folds_into_the_exponent():
     folded = after(fold_multiplier, before)
     assert texts(before, Score)[0] == "50.0 * tanh(qk * 0.0625 / 50.0)"
     assert set(texts(folded, Score)) == {"tanh(qk * 0.0625 / 50.0)"}
-    assert {op.multiplier for op in ops(folded, Softmax)} == {folded.epilogue[0].multiplier} == {50.0 * 1.4426950408889634}
+    assert (
+        {op.multiplier for op in ops(folded, Softmax)} == {folded.epilogue[0].multiplier} == {50.0 * 1.4426950408889634}
+    )
     same_numbers(before, folded)
 
 
@@ -39,7 +41,9 @@ def test_a_plain_scale_leaves_no_score_operation():
     same_numbers(folded)
 
 
-@pytest.mark.parametrize("body", ("scale -0.5", "scale 0.0", "bias -0.1 * abs(q_idx - kv_idx)", "reduction relu", "reduction sigmoid"))
+@pytest.mark.parametrize(
+    "body", ("scale -0.5", "scale 0.0", "bias -0.1 * abs(q_idx - kv_idx)", "reduction relu", "reduction sigmoid")
+)
 def test_folding_keeps_the_numbers(body):
     before = program(body, TILES, upto="fold_multiplier")
     same_numbers(before, after(fold_multiplier, before))
@@ -85,7 +89,9 @@ tensor open: f32[?]
 
 @pytest.mark.parametrize("bias, guarded", GUARDED.items())
 def test_indices_are_guarded(bias, guarded):
-    before = program(f"{DECLARED}\nbias {bias}\nmask kv_idx >= q_idx and kv_idx < q_idx + 32", TILES, upto="guard_loads")
+    before = program(
+        f"{DECLARED}\nbias {bias}\nmask kv_idx >= q_idx and kv_idx < q_idx + 32", TILES, upto="guard_loads"
+    )
     out = after(guard_loads, before)
     assert texts(out, Score)[0] == f"qk * 0.35355339059327373 + {guarded}"
     same_numbers(out, strict=True)
@@ -107,7 +113,11 @@ def test_values_are_hoisted_to_where_they_change():
     """
     before = program(body, TILES, upto="hoist_by_dependence")
     out = after(hoist_by_dependence, before)
-    lets = {op.name: repr(op.expr) for op in out.prologue if isinstance(op, (Let, RowLet)) and not op.name.startswith("bound")}
+    lets = {
+        op.name: repr(op.expr)
+        for op in out.prologue
+        if isinstance(op, (Let, RowLet)) and not op.name.startswith("bound")
+    }
     assert lets == {
         "tile_0": "slope[h]", "tile_1": "seq_kv - 1",
         "row_0": "sin(to_float(q_idx) * 0.5)", "row_1": "min(tile_1, q_idx + off)",
@@ -148,4 +158,3 @@ def test_every_pass_may_be_left_out(body, left_out):
         if one.__name__ != left_out:
             out = after(one, out)
     same_numbers(out, strict=left_out != "guard_loads")
-
