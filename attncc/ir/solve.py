@@ -1,7 +1,8 @@
 """Solving a mask for the keys it keeps.
 
 `alternatives` turns a mask into a disjunction of conjunctions of atoms. An atom is a linear form that must be >= 0, or
-a condition that no rule opens. Minima, maxima, absolute values and conditionals over varying indices become alternatives.
+a condition that no rule opens. Minima, maxima, absolute values and conditionals over varying indices become
+alternatives.
 `solve` isolates one variable in a linear atom, through floor division by constants.
 
 A `Piece` is what one conjunction says about a query tile: the rows and keys it can reach, each one interval, a

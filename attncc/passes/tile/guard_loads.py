@@ -19,8 +19,9 @@ def guard_loads(program: TileProgram) -> TileProgram:
     After:    mask expr=doc[b, min(q_idx, seq_q - 1)] == doc[b, min(kv_idx, seq_kv - 1)]
 
     Rows past seq_q and keys past seq_kv exist in a tile, and a masked position may have any index
-    (`table[kv_idx - q_idx]` under a causal mask). Kernels evaluate all operands of `and`, `or` and conditionals, so no condition protects a load. At a
-    position that counts an index out of range is the caller's error; the interpreter of L1 reports it.
+    (`table[kv_idx - q_idx]` under a causal mask). Kernels evaluate all operands of `and`, `or` and conditionals, so no
+    condition protects a load. At a position that counts an index out of range is the caller's error; the interpreter
+    of L1 reports it.
     """
     anywhere = _Guard(program, _facts(program))
     inside = _Guard(program, _facts(program, equal={"seq_kv": _past("kv_idx")}))

@@ -20,7 +20,7 @@ from attncc.ir.tile import (
 from attncc.ir.tile_table import TileBounds, tile_table
 
 MOST_PARTIAL = 4
-"""Up to so many partial segments (ranges of kept tiles times ranges of masked ones) a closed form is worth its length."""
+"""Up to so many partial segments (ranges of kept times ranges of masked tiles) a closed form is worth its length."""
 
 
 def list_tiles(program: TileProgram) -> TileProgram:
