@@ -42,7 +42,7 @@ def ampere_dense(
     peel: bool = False,
     convert_first: bool = False,
     slack: float = 0.0,
-    seldom: bool = True,
+    seldom: bool = False,
     blocks_per_sm: int = 1,
     multiplier: float | None = None,
     row_lets: tuple[RowLet, ...] = (),
@@ -88,7 +88,7 @@ def _counts(mask: Expr, tile_m: int, tile_n: int) -> tuple[Let, ...]:
     """`total` key tiles, of which the first `partial` visited are masked."""
     kv_tiles = var("kv_tiles")
     if mask is TRUE:
-        return (Let("total", kv_tiles), Let("partial", minimum(kv_tiles, const(1))))
+        return (Let("total", kv_tiles), Let("partial", sub(kv_tiles, floordiv(var("seq_kv"), const(tile_n)))))
     q_end = minimum(mul(add(var("q_tile"), const(1)), const(tile_m)), var("seq_q"))
     end = apply("max", ZERO, minimum(kv_tiles, floordiv(add(add(q_end, var("off")), const(tile_n - 1)), const(tile_n))))
     first = add(mul(var("q_tile"), const(tile_m)), add(var("off"), const(1)))
@@ -129,7 +129,7 @@ class _Body:
         if self.kind != "softmax":
             return (*self.score, *mask, Weights("S", "S", self.kind, self.scale), Convert("P", "S"))
         step = SoftmaxStep("S", "row_max", "row_sum", "correction", self.scale, first, True, self.slack)
-        rescale, convert = () if first else (Rescale("O", "correction", self.seldom),), (Convert("P", "S"),)
+        rescale, convert = () if first else (Rescale("O", "correction", self.seldom or partial),), (Convert("P", "S"),)
         return (*self.score, *mask, step, *((*convert, *rescale) if self.convert_first else (*rescale, *convert)))
 
     def main(self):
