@@ -18,6 +18,7 @@ from attncc.passes.schedule.ping_pong import ping_pong
 from attncc.passes.schedule.pipeline_stages import pipeline_stages
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.prefetch_copies import prefetch_copies
+from attncc.passes.schedule.skip_rescaling import skip_rescaling
 from attncc.passes.schedule.stage_output import stage_output
 from attncc.passes.schedule.tile_order import tile_order
 from attncc.passes.tile.bound_keys import bound_keys
@@ -51,6 +52,7 @@ MMA_SYNC_PASSES: tuple[Callable, ...] = (
     pipeline_stages,
     peel_first_tile,
     prefetch_copies,
+    skip_rescaling,
     drop_guards,
     tile_order,
     stage_output,
