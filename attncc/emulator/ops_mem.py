@@ -66,7 +66,7 @@ def ld(k, instr, m):
         raise k.fail(f"{len(outs)} destinations for .v{vector}")
     each = TYPE_BITS[kind] // 8
     widths = [k.program.widths[d] for d in outs]
-    if space == "shared":
+    if space in ("shared", "generic"):
         k.program.min_shared_access = min(k.program.min_shared_access, each)
 
     def run(w):
@@ -89,7 +89,7 @@ def st(k, instr, m):
     if len(rows) != vector:
         raise k.fail(f"{len(rows)} sources for .v{vector}")
     each = TYPE_BITS[kind] // 8
-    if space == "shared":
+    if space in ("shared", "generic"):
         k.program.min_shared_access = min(k.program.min_shared_access, each)
     widths = [k.program.widths[r] for r in rows]
 

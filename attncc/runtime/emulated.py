@@ -10,10 +10,11 @@ from attncc.runtime.kernel import Kernel
 from attncc.runtime.launch import Launcher, gpu_launcher
 
 
-def emulate_calls(kernel: Kernel, chip: str | None = None, seeds: int = 1, trace: str | None = None) -> list[Result]:
-    """From now on, calls of `kernel` with CPU tensors run its compiled device code in the emulator, once per seed.
+def emulate_calls(kernel: Kernel, chip: str | None = None, **options) -> list[Result]:
+    """From now on, calls of `kernel` with CPU tensors run its compiled device code in the emulator.
 
-    Returns the list that every call appends its Result to. `trace` is the path of a Perfetto file, written by each call.
+    Returns the list that every call appends its Result to. `options` are those of attncc.emulator.emulate: seeds, trace,
+    clusters.
     """
     stages = kernel.stages()
     path = load.store(stages.source, stages.attention.name)
@@ -23,7 +24,7 @@ def emulate_calls(kernel: Kernel, chip: str | None = None, seeds: int = 1, trace
     results: list[Result] = []
 
     def launch(*arguments):
-        results.append(emulate(compiled, *arguments, seeds=seeds, trace=trace))
+        results.append(emulate(compiled, *arguments, **options))
 
     launcher: Launcher = gpu_launcher(Built(launch, path, tuple(generated.ARGUMENTS)), stages.schedule)
     kernel.caller = Caller(kernel.attention, lambda device: launcher)
