@@ -1,8 +1,8 @@
 """Bounds of a mask over one (query tile, key tile) pair, for masks whose extent depends on tensors.
 
 The same alternatives that give closed forms are looked at inside the box of a tile pair; what a conjunction does not
-solve is bounded by intervals, tensor elements by their least and greatest value over a tile (`TileSummary`). So both routes
-know the same, and this one also what tensors say.
+solve is bounded by intervals, tensor elements by their least and greatest value over a tile (`TileSummary`). So
+both routes know the same, and this one also what tensors say.
 """
 
 from __future__ import annotations
