@@ -1,11 +1,16 @@
-"""Instructions and tiles of the mma.sync family: cp.async, ldmatrix, mma.sync, and shared memory that none of them conflicts in.
+"""Instructions and tiles of the mma.sync family: cp.async, ldmatrix, mma.sync, and shared memory that none of them
+conflicts in.
 
-A shared tile keeps its 16-byte chunks in panels of `width` = 8, 4 or 2 chunks (128, 64 or 32 bytes a row), whichever divides the
-row. In a panel of `width` chunks, chunk c of row r lies at place c ^ f(r), f(r) = r % 8, r // 2 % 4 or r // 4 % 2: any eight rows that
-one ldmatrix reads, and any eight chunks that eight neighbouring threads write, are in different banks. Going 16 rows or a whole panel
+A shared tile keeps its 16-byte chunks in panels of `width` = 8, 4 or 2 chunks (128, 64 or 32 bytes a row), whichever
+divides the
+row. In a panel of `width` chunks, chunk c of row r lies at place c ^ f(r), f(r) = r % 8, r // 2 % 4 or r // 4 % 2:
+any eight rows that
+one ldmatrix reads, and any eight chunks that eight neighbouring threads write, are in different banks. Going 16 rows
+or a whole panel
 on leaves f alone, so a thread needs `width` / 2 addresses for a whole tile; all else is a constant distance.
 
-Fragments are lists of 32-bit registers. Accumulators are register tensors ((2, 2), blocks of 16 rows, blocks of 8 columns), see
+Fragments are lists of 32-bit registers. Accumulators are register tensors ((2, 2), blocks of 16 rows, blocks of 8
+columns), see
 `attncc.device.softmax`; a register operand has the same shape in 16-bit elements, which makes the fragment of an
 accumulator the fragment of a left operand (PTX ISA, "Matrix Fragments for mma.m16n8k16").
 """
@@ -73,11 +78,13 @@ def start_copy_if(condition, address, pointer, size):
     """`start_copy` where `condition` holds; elsewhere nothing is written."""
     text = "{ .reg .pred p; setp.ne.b32 p, $3, 0; @p cp.async.cg.shared.global.L2::128B [$0], [$1], 16, $2; }"
     flag = arith.select(condition, 1, Int32(0))
-    llvm.inline_asm(None, [x.ir_value() for x in (address, pointer, size, flag)], text, "r,l,r,r", has_side_effects=True)
+    operands = [x.ir_value() for x in (address, pointer, size, flag)]
+    llvm.inline_asm(None, operands, text, "r,l,r,r", has_side_effects=True)
 
 
 def thread_index():
-    """The thread's number in its block, read where this stands (a copy from before a loop would hold a register through it)."""
+    """The thread's number in its block, read where this stands (a copy from before a loop would hold a register
+    through it)."""
     return Int32(llvm.inline_asm(_i32(), [], "mov.u32 $0, %tid.x;", "=r", has_side_effects=True))
 
 
@@ -109,7 +116,8 @@ def store_pair_if(condition, pointer, register):
 
 
 def own_group(threads: int):
-    """The number of this warp's group of `threads` threads, counted from the block's first warp; the same in all lanes."""
+    """The number of this warp's group of `threads` threads, counted from the block's first warp; the same in all
+    lanes."""
     return cute.arch.make_warp_uniform(arith.floordiv(thread_index(), threads))
 
 
@@ -164,13 +172,15 @@ def scramble(row, width: int):
 
 
 def lane_offsets(tile, row, side):
-    """Distances from a tile's start to `row`'s chunks 2 j + side of a panel, for j = 0 ... width / 2 - 1; `side` is 0 or 1."""
+    """Distances from a tile's start to `row`'s chunks 2 j + side of a panel, for j = 0 ... width / 2 - 1; `side` is
+    0 or 1."""
     first = row * tile.row_bytes + ((scramble(row, tile.width) ^ side) << 4)
     return [first if j == 0 else first ^ (2 * CHUNK * j) for j in range(tile.width // 2)]
 
 
 def rows_of_lanes(tile, thread):
-    """Each lane's row for fragments of 16 rows x 16 columns taken as they lie (a left operand, or transposed a right one)."""
+    """Each lane's row for fragments of 16 rows x 16 columns taken as they lie (a left operand, or transposed a right
+    one)."""
     lane = thread & (WARP - 1)
     return lane_offsets(tile, lane & 15, lane >> 4)
 
@@ -194,7 +204,8 @@ def fragment_address(tile, lanes, block: int, pair: int, base):
 class Part:
     """Tiles of a (rows, columns) slice of global memory that `threads` threads move, row by row of threads.
 
-    `pointer`: the byte address of row 0; `pitch`: bytes from row to row; `limit`: rows that exist; `chunks`: chunks of a row that exist.
+    `pointer`: the byte address of row 0; `pitch`: bytes from row to row; `limit`: rows that exist; `chunks`: chunks
+    of a row that exist.
     """
 
     pointer: Int64
@@ -226,7 +237,8 @@ def next_stage(offset, size: int, stages: int):
 
 
 def copy_tile(tile, boxes: int, part, number, offset):
-    """Starts the copies of tile `number`, of boxes * tile.rows rows, to `offset` bytes into the ring. Rows past the matrix's end and
+    """Starts the copies of tile `number`, of boxes * tile.rows rows, to `offset` bytes into the ring. Rows past the
+    matrix's end and
     columns past its dim become zeros. Consecutive boxes are `tile.stride` bytes apart."""
     rows, step = boxes * tile.rows, part.step(tile)
     row, chunk = part.place(tile)
@@ -279,7 +291,8 @@ def store_tile(tile, box, part, first_row):
 
 
 def store_registers(matrix, accumulator, dim: int, dtype, first_row, limit):
-    """Writes an accumulator, rounded, to the matrix's rows from `first_row` (the thread's) to `limit`: two columns at a time."""
+    """Writes an accumulator, rounded, to the matrix's rows from `first_row` (the thread's) to `limit`: two columns
+    at a time."""
     cells = softmax.cells(accumulator)
     thread = thread_index()
     pitch = Int64(matrix.stride[0]) * 2
@@ -304,7 +317,8 @@ def stage_rows(tile, box, accumulator, dtype):
         for r in range(cute.size(cells, mode=[0])):
             down = softmax.row_offset(r)
             at = place + ((scramble(row + down, tile.width) ^ chunk) << 4)
-            store_shared(at + (panel * tile.panel_bytes + down * tile.row_bytes), pack(cells[r, c], cells[r, c + 1], dtype))
+            at = at + (panel * tile.panel_bytes + down * tile.row_bytes)
+            store_shared(at, pack(cells[r, c], cells[r, c + 1], dtype))
 
 
 def pack(low, high, dtype):
@@ -328,8 +342,10 @@ def register_operand(rows: int, cols: int, dtype):
 
 @cute.jit
 def rescale_where_needed(cells, factor):
-    """Row r of an accumulator's `cells` times `factor[r]`, left out by warps in which every factor is 1: after the first tiles of a row
-    its maximum seldom moves. (A loop that runs once or not at all: a plain branch would become predicated multiplications.)"""
+    """Row r of an accumulator's `cells` times `factor[r]`, left out by warps in which every factor is 1: after the
+    first tiles of a row
+    its maximum seldom moves. (A loop that runs once or not at all: a plain branch would become predicated
+    multiplications.)"""
     moved = factor[0] != 1.0
     for r in range_constexpr(1, cute.size(factor)):
         moved = moved | (factor[r] != 1.0)

@@ -1,10 +1,12 @@
 """Scalar arithmetic of the expression language, for code that runs in a kernel (and, for tests, in host functions).
 
-Every function takes Int32, Float32 or Boolean values, or Python literals, and gives one of them. Integers wrap at 32 bits;
+Every function takes Int32, Float32 or Boolean values, or Python literals, and gives one of them. Integers wrap at 32
+bits;
 `floordiv` and `floormod` floor. Float functions use the fast hardware approximations; each one's largest error against
 the exact function is stated, measured over the arguments an attention score takes.
 
-Functions with no common lowering for host and device (`divide`, `reciprocal`, `fmin`, `fmax`) ask which of the two is being
+Functions with no common lowering for host and device (`divide`, `reciprocal`, `fmin`, `fmax`) ask which of the two
+is being
 traced, so that expressions can be run on a CPU.
 """
 

@@ -1,4 +1,5 @@
-"""What the prologue kernels of a TileTable do: bounds of a number over a tile, and ordered lists of key tiles. Any target.
+"""What the prologue kernels of a TileTable do: bounds of a number over a tile, and ordered lists of key tiles. Any
+target.
 
 One warp makes the bounds of one tile; one warp makes the lists of one row of tiles, 32 key tiles at a time.
 """
@@ -44,7 +45,8 @@ def store_bounds(row, values, lane):
 
 @cute.jit
 def append(items, count, condition, item, lane):
-    """Writes the `item` of each lane in which `condition` holds to items[count], items[count + 1], ... in lane order; returns the new
+    """Writes the `item` of each lane in which `condition` holds to items[count], items[count + 1], ... in lane
+    order; returns the new
     count."""
     holders = Int32(cute.arch.vote_ballot_sync(condition))
     before = holders & ((Int32(1) << lane) - 1)

@@ -1,13 +1,18 @@
 """Prints expressions as CuTe-DSL Python source: the only place where expression text of a generated file is made.
 
-`to_statements` gives a list of assignments in dependence order (a sub-expression that is used twice is computed once) and one
-source text for each result. Every node is a call of `attncc.device.arith` (imported as `arith`) or an operator on Int32, Float32
+`to_statements` gives a list of assignments in dependence order (a sub-expression that is used twice is computed
+once) and one
+source text for each result. Every node is a call of `attncc.device.arith` (imported as `arith`) or an operator on
+Int32, Float32
 and Boolean values.
 
-No name, number or string of a spec reaches the file as it stands. Names go through `Names`: the built-in variables print as
-themselves, any other name gets a prefix and only ASCII letters, digits and `_`, injectively. Numbers are printed from their value.
+No name, number or string of a spec reaches the file as it stands. Names go through `Names`: the built-in variables
+print as
+themselves, any other name gets a prefix and only ASCII letters, digits and `_`, injectively. Numbers are printed
+from their value.
 
-Numeric meaning on the GPU: integers wrap at 32 bits, floats are float32. `select`, `and` and `or` evaluate all their operands, so
+Numeric meaning on the GPU: integers wrap at 32 bits, floats are float32. `select`, `and` and `or` evaluate all their
+operands, so
 tensor indices must be in range whatever a guard says; a pass sees to that.
 """
 
@@ -37,7 +42,8 @@ _INFIX = {
     "le": ("<=", _COMPARE), "gt": (">", _COMPARE), "ge": (">=", _COMPARE),
 }  # fmt: skip
 _CALLS = {
-    "select": "select", "not": "logical_not", "floordiv": "floordiv", "mod": "floormod", "div": "divide", "pow": "power",
+    "select": "select", "not": "logical_not", "floordiv": "floordiv", "mod": "floormod", "div": "divide",
+    "pow": "power",
     "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2", "sqrt": "sqrt", "tanh": "tanh", "sigmoid": "sigmoid",
     "erf": "erf", "sin": "sin", "cos": "cos", "to_float": "to_float", "to_int": "to_int",
 }  # fmt: skip
@@ -53,9 +59,11 @@ _LOADS = {INT: "load_int", FLOAT: "load_float", BOOL: "load_bool"}
 class Names:
     """How the names of a spec appear in a generated file.
 
-    `scalars` maps a run-time scalar's name to its type; `tensors` holds the names that may be loaded. `variables` overrides the text of
+    `scalars` maps a run-time scalar's name to its type; `tensors` holds the names that may be loaded. `variables`
+    overrides the text of
     a variable (an atom: a name, a literal, a subscript or a call). `temporary` starts the names of the statements'
-    results. `precise` chooses the slower functions that fp16 operands need (tanh). `extents` holds the texts of the variables for extents
+    results. `precise` chooses the slower functions that fp16 operands need (tanh). `extents` holds the texts of the
+    variables for extents
     that declarations leave open.
     """
 
@@ -181,7 +189,8 @@ def _print_node(node: Expr, args: list[tuple[str, int]], names: Names) -> tuple[
 def _print_operator(node: Expr, args: list[tuple[str, int]], names: Names) -> tuple[str, int]:
     if node.op in _INFIX:
         symbol, rank = _INFIX[node.op]
-        # a comparison of a comparison would chain; the right operand of a non-associative operator keeps its parentheses
+        # a comparison of a comparison would chain; the right operand of a non-associative operator keeps its
+        # parentheses
         left = _operand(args[0], rank + 1 if rank == _COMPARE else rank)
         return f"{left} {symbol} {_operand(args[1], rank + 1)}", rank
     if node.op in ("neg", "bitnot"):
@@ -243,7 +252,8 @@ def _is_power_of_two(value: int) -> bool:
 
 
 def fold(root: Expr) -> Expr:
-    """`root` with operators on literals evaluated (32-bit wrapped), and literals removed from `and`, `or`, `not`, `select`, `==`, `!=`."""
+    """`root` with operators on literals evaluated (32-bit wrapped), and literals removed from `and`, `or`, `not`,
+    `select`, `==`, `!=`."""
     return transform(root, _fold_node)
 
 

@@ -17,7 +17,8 @@ LOADS = {"Int32": "load_int", "Float32": "load_float", "Boolean": "load_bool"}
 
 @dataclass(frozen=True)
 class SummaryView:
-    """The kernel `kernel` writes bounds of `value` over tiles of `size` positions `index` to `workspace`; the listing kernel reads
+    """The kernel `kernel` writes bounds of `value` over tiles of `size` positions `index` to `workspace`; the
+    listing kernel reads
     them with `load` as `low` and `high`, at tile `tile`."""
 
     kernel: str

@@ -1,4 +1,5 @@
-"""Scalar arithmetic of generated code: in host functions for its algorithms, on the PTX emulator for the hardware's approximations."""
+"""Scalar arithmetic of generated code: in host functions for its algorithms, on the PTX emulator for the hardware's
+approximations."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Hand-written L3 schedules for the mma.sync family, so that emission is tested without the passes.
 
-Tiles are visited from the last to the first: first those that are masked (the first of them in code of its own with `peel`), then the
+Tiles are visited from the last to the first: first those that are masked (the first of them in code of its own with
+`peel`), then the
 rest.
 """
 
@@ -51,17 +52,24 @@ def ampere_dense(
     weight_scale: Expr | None = None,
     **attention,
 ) -> Schedule:
-    """A dense or causal kernel. `stages` 1: K and V of one stage each, V's copy under the first product, the next K's under
+    """A dense or causal kernel. `stages` 1: K and V of one stage each, V's copy under the first product, the next
+    K's under
     softmax and the second; 2: both are copied a whole tile ahead, one barrier a tile."""
     dim_v = dim_v or dim_qk
     scale = dim_qk**-0.5 * (LOG2_E if kind == "softmax" else 1.0) if multiplier is None else multiplier
-    program = Attention("hand", *heads, dim_qk, dim_v, dtype, score=mul(var("qk", "float"), const(1.0)), mask=mask, **attention)
+    program = Attention(
+        "hand", *heads, dim_qk, dim_v, dtype, score=mul(var("qk", "float"), const(1.0)), mask=mask, **attention
+    )
     rows = tile_m // warps
     lets = _Lets(row_lets, col_lets, sink, weight_scale)
     body = (_One if stages == 1 else _Two)(mask, score, kind, scale, staged, peel, convert_first, slack, seldom, lets)
     buffers = _buffers(padded(dim_qk), padded(dim_v), tile_m, tile_n, rows, stages, dtype, staged)
-    channels = tuple(Channel(n, "cp_async", n, s, "compute", "compute", 0, 0) for n, s in (("Q", 1), ("K", stages), ("V", stages)))
-    role = Role("compute", 0, warps, warps, rows, None, (*body.begin(), *row_lets, *_counts(mask, tile_m, tile_n), *body.main()))
+    channels = tuple(
+        Channel(n, "cp_async", n, s, "compute", "compute", 0, 0) for n, s in (("Q", 1), ("K", stages), ("V", stages))
+    )
+    role = Role(
+        "compute", 0, warps, warps, rows, None, (*body.begin(), *row_lets, *_counts(mask, tile_m, tile_n), *body.main())
+    )
     q_tile = var("block_x") if mask is TRUE else sub(sub(var("q_tiles"), const(1)), var("block_x"))
     return Schedule(
         program, "ampere", tile_m, tile_n, 32 * warps, (var("q_tiles"), const(heads[0]), var("batch")), buffers, channels,
@@ -139,7 +147,9 @@ class _Body:
             *self.start(),
             *first,
             For("i", begin, var("partial"), "partial tiles", self.round(var("i"), False, True)),
-            For("i", apply("max", begin, var("partial")), var("total"), "full tiles", self.round(var("i"), False, False)),
+            For(
+                "i", apply("max", begin, var("partial")), var("total"), "full tiles", self.round(var("i"), False, False)
+            ),
         )
         end = (Convert("OUT", "O"), Sync("rows"), Store("OUT", "o")) if self.staged else (Store("O", "o"),)
         finalize = Finalize("O", self.kind, self.scale, self.lets.sink, self.lets.weight_scale)

@@ -1,4 +1,5 @@
-"""mma.sync schedules written by hand: cross-compiled (tensor instructions, no spills, budgets) and run on the PTX emulator."""
+"""mma.sync schedules written by hand: cross-compiled (tensor instructions, no spills, budgets) and run on the PTX
+emulator."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def test_the_schedule_decides_order_and_stages():
     assert "store_registers" in emit(ampere_dense(staged=False)) and "stage_rows" in one
 
 
-# ------------------------------------------------------------------------------------------------ numbers, on the emulator
+# ---------------------------------------------------------------------------- numbers, on the emulator
 
 NUMBERS = {
     "d64": ({"dim_qk": 64}, (1, 70, 130)),

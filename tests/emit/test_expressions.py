@@ -28,7 +28,10 @@ def test_a_shared_sub_expression_is_computed_once():
         (apply("mod", Q, 7), "arith.floormod(q_idx, 7)"),
         (apply("div", QK, 50.0), "qk * 0.02"),
         (apply("sub", Q, apply("sub", K, Q)), "q_idx - (kv_idx - q_idx)"),
-        (apply("and", apply("le", K, Q), apply("not", apply("lt", K, 5))), "(kv_idx <= q_idx) & arith.logical_not(kv_idx < 5)"),
+        (
+            apply("and", apply("le", K, Q), apply("not", apply("lt", K, 5))),
+            "(kv_idx <= q_idx) & arith.logical_not(kv_idx < 5)",
+        ),
         (apply("eq", apply("lt", K, Q), apply("lt", Q, 4)), "(kv_idx < q_idx) == (q_idx < 4)"),
         (apply("min", QK, 1.0), "arith.fmin(qk, 1.0)"),
         (apply("min", Q, 1), "arith.imin(q_idx, 1)"),
@@ -88,8 +91,12 @@ SMOOTH = ("tanh", "sigmoid", "erf", "sin", "cos", "exp2", "exp")
 
 def random_int(rng: random.Random, depth: int) -> Expr:
     if depth == 0:
-        return rng.choice([var(rng.choice(INTS)), const(rng.choice([0, 1, -1, 2, 3, 7, -5, 8, 64, 1000, 2**31 - 1, -(2**31)]))])
-    op = rng.choice("add sub mul floordiv mod neg bitnot bitand bitor bitxor shl shr min max abs select to_int load".split())
+        return rng.choice(
+            [var(rng.choice(INTS)), const(rng.choice([0, 1, -1, 2, 3, 7, -5, 8, 64, 1000, 2**31 - 1, -(2**31)]))]
+        )
+    op = rng.choice(
+        "add sub mul floordiv mod neg bitnot bitand bitor bitxor shl shr min max abs select to_int load".split()
+    )
     sub = lambda: random_int(rng, depth - 1)  # noqa: E731
     if op in ("floordiv", "mod"):
         dynamic = apply("add", apply("bitand", sub(), 15), 1)
@@ -124,11 +131,15 @@ def random_float(rng: random.Random, depth: int) -> Expr:
     if op == "to_float":
         return apply("to_float", apply("mod", random_int(rng, depth - 1), 100))
     if op == "pow":
-        return rng.choice([apply("pow", small(), 2.0), apply("pow", apply("add", apply("abs", small()), 0.5), apply("sin", sub()))])
+        return rng.choice(
+            [apply("pow", small(), 2.0), apply("pow", apply("add", apply("abs", small()), 0.5), apply("sin", sub()))]
+        )
     if op in ("log", "sqrt"):
         return apply(op, apply("add", apply("abs", sub()), 0.25))
     if op == "load":
-        return load("bias", (apply("bitand", random_int(rng, depth - 1), 15), apply("bitand", random_int(rng, 0), 3)), FLOAT)
+        return load(
+            "bias", (apply("bitand", random_int(rng, depth - 1), 15), apply("bitand", random_int(rng, 0), 3)), FLOAT
+        )
     if op in SMOOTH:
         return apply(op, small())
     return apply(op, *(sub() for _ in range(OPS[op].arity)))
@@ -194,7 +205,13 @@ def run_on_cpu(exprs, tmp_path):
 
     names = Names(scalars={"tau": FLOAT}, tensors=frozenset(TABLES))
     lines, results = to_statements(tuple(exprs), names)
-    body = [*lines, *(f"{'out_f' if e.type == FLOAT else 'out_i'}[p, {i}] = {_stored(e, r)}" for i, (e, r) in enumerate(zip(exprs, results)))]
+    body = [
+        *lines,
+        *(
+            f"{'out_f' if e.type == FLOAT else 'out_i'}[p, {i}] = {_stored(e, r)}"
+            for i, (e, r) in enumerate(zip(exprs, results))
+        ),
+    ]
     source = [
         "import cutlass, cutlass.cute as cute", "from cutlass import Boolean, Float32, Int32", "from attncc.device import arith", "",
         "@cute.jit",
@@ -219,9 +236,19 @@ def run_on_cpu(exprs, tmp_path):
         torch.zeros(points, count, dtype=torch.int32),
         torch.zeros(points, count, dtype=torch.float32),
     ]
-    kinds = {torch.int32: cutlass.Int32, torch.int64: cutlass.Int64, torch.float32: cutlass.Float32, torch.uint8: cutlass.Uint8}
+    kinds = {
+        torch.int32: cutlass.Int32,
+        torch.int64: cutlass.Int64,
+        torch.float32: cutlass.Float32,
+        torch.uint8: cutlass.Uint8,
+    }
     fakes = [
-        make_fake_compact_tensor(kinds[t.dtype], tuple(t.shape), stride_order=tuple(reversed(range(t.ndim))), memspace=cutlass.AddressSpace.generic)
+        make_fake_compact_tensor(
+            kinds[t.dtype],
+            tuple(t.shape),
+            stride_order=tuple(reversed(range(t.ndim))),
+            memspace=cutlass.AddressSpace.generic,
+        )
         for t in data
     ]
     compiled = cute.compile(module.run, *fakes, cutlass.Int32(1), options="--enable-tvm-ffi")
@@ -231,7 +258,13 @@ def run_on_cpu(exprs, tmp_path):
 
 def _stored(expr, text):
     """The statement's right-hand side: a result that is a plain literal is made a value of its type."""
-    return f"arith.select({text}, 1, Int32(0))" if expr.type == BOOL else f"Int32({text})" if expr.type == INT else f"Float32({text})"
+    return (
+        f"arith.select({text}, 1, Int32(0))"
+        if expr.type == BOOL
+        else f"Int32({text})"
+        if expr.type == INT
+        else f"Float32({text})"
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -246,4 +279,7 @@ def test_random_expressions_agree_with_their_meaning(seed, tmp_path):
             if expr.type == FLOAT:
                 assert floats[p][i] == pytest.approx(want, rel=2e-3, abs=2e-3), (expr.op, point)
             else:
-                assert ints[p][i] == int(want), (to_source(expr, Names(scalars={"tau": FLOAT}, tensors=frozenset(TABLES))), point)
+                assert ints[p][i] == int(want), (
+                    to_source(expr, Names(scalars={"tau": FLOAT}, tensors=frozenset(TABLES))),
+                    point,
+                )

@@ -3,8 +3,10 @@
     python tests/gpu/try_ampere.py            every case, each in a process of its own under a time limit
     python tests/gpu/try_ampere.py CASE ...   some cases
 
-A case prints one line for each shape (errors of O and LSE, and the bound on O's: twice the eager same-dtype error + 1e-5), and for the
-timed shape the medians of interleaved runs, TFLOP/s, and the ratio to scaled_dot_product_attention with the flash backend.
+A case prints one line for each shape (errors of O and LSE, and the bound on O's: twice the eager same-dtype error +
+1e-5), and for the
+timed shape the medians of interleaved runs, TFLOP/s, and the ratio to scaled_dot_product_attention with the flash
+backend.
 """
 
 from __future__ import annotations
