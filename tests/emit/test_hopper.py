@@ -49,6 +49,7 @@ FEATURES = {
         "scalars": (ScalarDecl("window", "int"), ScalarDecl("tau", "float"), ScalarDecl("flag", "bool")),
     },
     "bias": {
+        "tile_n": 96,
         "score": add(SCALED, load("bias", (B, H, minimum(Q, LAST_Q), minimum(K, LAST_K)), "float")),
         "tensors": (TensorDecl("bias", "bf16", (None, None, None, None)),),
     },
