@@ -18,6 +18,7 @@ from attncc.diagnostics import fail
     "--target", "targets", metavar="NAMES", help="targets, separated by commas (default: all that run on the GPU)"
 )
 @click.option("--json", "output", metavar="FILE.json", help="write every case here")
+@click.option("--markdown", "page", metavar="FILE.md", help="write the table here")
 @click.option(
     "--jobs",
     "count",

@@ -96,10 +96,23 @@ def test_fuzz_for_a_moment(attncc):
 
 @pytest.mark.slow
 def test_verify_compiles_without_a_device(attncc, tmp_path):
-    r = attncc("verify", ".", "--target", "ampere", "--compile-only", "--jobs", "1", "--json", "out.json")
+    r = attncc(
+        "verify",
+        ".",
+        "--target",
+        "ampere",
+        "--compile-only",
+        "--jobs",
+        "1",
+        "--json",
+        "out.json",
+        "--markdown",
+        "out.md",
+    )
     assert r.status == 0, r.out + r.err
     assert "1 right, 0 wrong, 0 failed, 0 refused of 1 kernels" in r.out
     assert [row["spec"] for row in json.loads((tmp_path / "out.json").read_text())["rows"]] == ["little"]
+    assert "| little | ampere |" in (tmp_path / "out.md").read_text()
 
 
 def test_check_does_not_wait_for_torch(attncc):
