@@ -189,7 +189,9 @@ def _blocks(code: list[Instruction], labels: dict[str, int]) -> dict[int, tuple[
     blocks = {}
     for at, end in zip(starts, [*starts[1:], len(code)]):
         body, last = code[at:end], code[end - 1]
-        targets = [labels[t] for t in re.findall(r"\.L_[A-Za-z0-9_]+", last.operands) if last.name == "BRA" and t in labels]
+        targets = [
+            labels[t] for t in re.findall(r"\.L_[A-Za-z0-9_]+", last.operands) if last.name == "BRA" and t in labels
+        ]
         if end < len(code) and not (last.name in ("BRA", "EXIT", "RET") and not last.predicated):
             targets.append(code[end].address)
         blocks[body[0].address] = body, targets
