@@ -66,13 +66,12 @@ def view_of(schedule: Schedule) -> View:
         grid_lines=grid_lines,
         tiles=tuple(builder.tiles.values()),
         stored=builder.stored(),
-        channels=tuple(c for c in builder.channels.values() if c.tensor),
+        channels=tuple(builder.channels.values()),
         barriers=tuple(builder.barriers.values()),
         prelude=builder.prelude(),
         roles=roles,
         staged=builder.staged,
         tables=tables_of(schedule, builder.base),
-        **tensor_view(schedule, builder.channels),
     )
 
 
@@ -88,15 +87,13 @@ class Flattener:
         self.schedule = schedule
         self.base = dataclasses.replace(names_of(schedule.attention), variables={l3.GROUP_VARIABLE: "group"})
         self.private = private_buffers(schedule)
-        self.tiles = {b.name: self.tile(b) for b in schedule.buffers if b.space == "shared" and b.cols > 1}
+        self.tiles = {b.name: self.tile(b) for b in schedule.buffers if b.space == "shared"}
         self.channels = {c.name: self.channel(c) for c in schedule.channels}
         self.barriers = dict(self.number_barriers())
         self.buffers = {b.name: b for b in schedule.buffers}
         self.product_of = {
             op.dst: f"{op.dst}_{op.a}_{op.b}" for op in all_operations(schedule) if isinstance(op, l3.Mma)
         }
-        self.products: dict[str, MmaView] = {}
-        self.issues = self.in_parts = False
         self.element_lets: dict[str, str] = {}
         self.group_threads = 0
         self.staged = 0
@@ -125,8 +122,6 @@ class Flattener:
         return tuple(t for t in self.tiles.values() if t.name in sources)
 
     def channel(self, channel: Channel) -> ChannelView:
-        if channel.private:
-            return link_view(self.schedule, channel)
         tensor = next(op.tensor for op in all_operations(self.schedule) if isinstance(op, l3.Copy) and op.channel == channel.name)
         return ChannelView(
             name=channel.name,
@@ -164,25 +159,23 @@ class Flattener:
         body = list(role.body)
         head = [body.pop(0)] if body and isinstance(body[0], l3.SetRegisters) else []
         mmas = self.mmas(role)
-        self.products = {m.name: m for m in mmas}
-        self.issues = issues_products(self.schedule, role)
         scores = [m.cols for m in mmas if m.transposed]
         used = {c for op in operations(role.body) for c in (getattr(op, "channel", None),) if c}
         return RoleView(
             name=role.name,
-            macro=role_macro(self.schedule, role),
+            macro="consumer" if role.rows_per_group else "producer",
             first_warp=role.first_warp,
             last_warp=role.first_warp + role.warps - 1,
             groups=groups,
             group_threads=group_threads,
             group_rows=role.rows_per_group,
-            **owned_cells(self.schedule, role, scores),
+            rows=role.rows_per_group // 8 // (group_threads // WARP),
+            columns=scores[0] // 4 if scores else 0,
             head=tuple(self.step(op) for op in head),
             steps=self.steps(tuple(body)),
             products=tuple(Step(f"product_{m.a_space}", dataclasses.asdict(m)) for m in mmas),
             registers=self.registers(role, mmas),
-            channels=tuple(c for c in self.channels.values() if c.name in used and c.tensor),
-            phases=phases_of(self.schedule, role, used),
+            channels=tuple(c for c in self.channels.values() if c.name in used),
         )
 
     def mmas(self, role: Role) -> tuple[MmaView, ...]:
@@ -191,9 +184,8 @@ class Flattener:
             if isinstance(op, l3.Mma):
                 dst, a = self.buffers[op.dst], self.buffers[op.a]
                 view = MmaView(
-                    f"{op.dst}_{op.a}_{op.b}", op.dst, op.a, op.b, op.transposed, a.space, dst.rows, dst.cols, a.cols,
-                    dst.column, dst.pitch, a.column, a.pitch,
-                )  # fmt: skip
+                    f"{op.dst}_{op.a}_{op.b}", op.dst, op.a, op.b, op.transposed, a.space, dst.rows, dst.cols, a.cols
+                )
                 found[view.name] = view
         return tuple(found.values())
 
@@ -208,8 +200,6 @@ class Flattener:
             fields = {"name": name, "rows": b.rows, "cols": b.cols, "dtype": DSL_TYPES[b.dtype]}
             if b.name in accumulators:
                 steps.append(Step("declare_accumulator", {**fields, "mma": accumulators[b.name]}))
-            elif b.cols > 1 and not mmas:
-                steps.append(Step("declare_scores", fields))
             elif b.name in operands:
                 steps.append(Step("declare_operand", {**fields, "mma": operands[b.name]}))
             else:
@@ -264,38 +254,20 @@ class Flattener:
     def view_if(self, op):
         return "if_", {}
 
-    def on_channel(self, macro: str, op):
-        """Private rings and rings that products complete have macros of their own; `cell` is the ring's place in the phases."""
-        channel = self.channels[op.channel]
-        private = "" if channel.tensor else "_private"
-        products = "_products" if self.issues and macro in ("commit", "release") else ""
-        return f"{macro}{private}{products}", {"channel": channel, "cell": "group" if self.in_parts else "0"}
-
-    def view_for_parts(self, op):
-        self.in_parts = True
-        body = self.steps(op.body)
-        self.in_parts = False
-        return "for_parts", {"body": body, "parts": parts(self.schedule)}
-
-    def place(self, name: str) -> str:
-        """The first column of the part at hand of a tensor buffer."""
-        b = self.buffers[name]
-        return f"{b.column} + group * {b.pitch}"
-
     def view_acquire(self, op):
-        return self.on_channel("acquire", op)
+        return "acquire", {"channel": self.channels[op.channel]}
 
     def view_copy(self, op):
         return "copy", {"channel": self.channels[op.channel]}
 
     def view_commit(self, op):
-        return self.on_channel("commit", op)
+        return "commit", {"channel": self.channels[op.channel]}
 
     def view_wait(self, op):
-        return self.on_channel("wait", op)
+        return "wait", {"channel": self.channels[op.channel]}
 
     def view_release(self, op):
-        return self.on_channel("release", op)
+        return "release", {"channel": self.channels[op.channel]}
 
     def view_sync(self, op):
         barrier = self.barriers[op.barrier]
@@ -316,7 +288,6 @@ class Flattener:
             "a_ring": self.ring(op.a),
             "ring": self.ring(op.b),
             "pending": -1 if op.asynchronous else 0,
-            "product": self.products[f"{op.dst}_{op.a}_{op.b}"],
         }
         return f"mma_{self.buffers[op.a].space}", fields
 
@@ -356,18 +327,13 @@ class Flattener:
         return "mask", {"parts": tuple(parts)}
 
     def view_fill(self, op):
-        if self.buffers[op.dst].space == "tensor":
-            return "fill_tensor", {"place": self.place(op.dst), "cols": self.buffers[op.dst].cols, "number": literal(op.value)}
         return "fill", {"number": literal(op.value).replace("arith.INF", "Float32.inf")}
 
     def view_softmax_step(self, op):
         return "softmax_step_first" if op.first else "softmax_step", {}
 
     def view_rescale(self, op):
-        macro = "rescale_where_needed" if op.seldom else "rescale"
-        if self.buffers[op.dst].space == "tensor":
-            return f"{macro}_tensor", {"place": self.place(op.dst), "cols": self.buffers[op.dst].cols}
-        return macro, {}
+        return ("rescale_where_needed" if op.seldom else "rescale"), {}
 
     def view_weights(self, op):
         return ("weights" if op.weights == op.scores else "weights_convert"), {}
