@@ -12,6 +12,7 @@ from attncc.passes.attention.simplify import simplify
 from attncc.passes.schedule.assign_roles import assign_roles
 from attncc.passes.schedule.budget_registers import budget_registers
 from attncc.passes.schedule.drop_guards import drop_guards
+from attncc.passes.schedule.lazy_rescaling import lazy_rescaling
 from attncc.passes.schedule.overlap_softmax_with_mma import overlap_softmax_with_mma
 from attncc.passes.schedule.peel_first_tile import peel_first_tile
 from attncc.passes.schedule.ping_pong import ping_pong
@@ -50,7 +51,6 @@ TILE_PASSES: tuple[Callable, ...] = (
 
 MMA_SYNC_PASSES: tuple[Callable, ...] = (
     pipeline_stages,
-    peel_first_tile,
     prefetch_copies,
     skip_rescaling,
     drop_guards,
@@ -75,6 +75,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
 }
 """L3 passes by target name."""
 
+        lazy_rescaling,
 CHECKS: dict[str, Callable] = {
     "L1": check_attention,
     "L2": check_tile,

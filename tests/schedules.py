@@ -19,6 +19,7 @@ HEAD = "heads q = 2, kv = 1\n    dim 32\n    dtype bf16\n"
 TEXTS = {
     "dense": "attention dense { " + HEAD + " }",
     "causal": "attention causal { " + HEAD + " mask kv_idx <= q_idx + off }",
+    "wide": "attention wide { " + HEAD.replace("32", "256") + " mask kv_idx <= q_idx + off }",
     "window": "attention window { " + HEAD + " mask kv_idx <= q_idx + off and kv_idx > q_idx + off - 150 }",
     "sigmoid": "attention sigmoid_one { " + HEAD + " mask kv_idx <= q_idx + off\n reduction sigmoid }",
     "documents": "attention documents { " + HEAD + " tensor doc: i32[batch, seq_kv] in 0..4 sorted\n"
@@ -34,13 +35,16 @@ def attention(name: str) -> Attention:
 
 
 @cache
-def schedule(name: str, target: str, without: tuple[str, ...] = (), until: str | None = None, small: bool = True) -> l3.Schedule:
-    """The schedule of an attention, with passes left out, or only those before `until`. `small` takes the tiles of TILES."""
+def schedule(
+    name: str, target: str, without: tuple[str, ...] = (), until: str | None = None, small: bool = True, tile_m: int | None = None
+) -> l3.Schedule:
+    """The schedule of an attention, with passes left out, or only those before `until`. `small` takes the tiles of TILES,
+    with `tile_m` rows if given."""
     chosen = TARGETS[target]
     a = attention(name)
     tiles = choose_tiles(a, chosen)
-    tile_m, tile_n = TILES[target] if small else (tiles.tile_m, tiles.tile_n)
-    program = lower_attention_to_tile(a, tile_m, tile_n)
+    usual_m, tile_n = TILES[target] if small else (tiles.tile_m, tiles.tile_n)
+    program = lower_attention_to_tile(a, tile_m or usual_m, tile_n)
     program = pipeline.run_passes(program, pipeline.TILE_PASSES, pipeline.CHECKS["L2"], chosen)
     passes = pipeline.SCHEDULE_PASSES[target]
     if until is not None:

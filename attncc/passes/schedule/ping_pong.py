@@ -6,7 +6,8 @@
             for each tile { wait K; sync turn; mma S; wait V; mma O; arrive turn; mma_wait 1; ... }
 
 (FlashAttention-3, section 3.1.) A group waits for its own turn and gives the turn to the next; the last group gives the
-first one. Worth it where softmax takes a good part of a tile's time and groups are not held back by shared registers.
+first one. Measured on an H200: with three groups it gains up to 10 % (head dim 64, causal); two groups find their rhythm
+without it and are 1 to 3 % faster when they are left alone (head dims 96 to 192, long and short, masked and not).
 Asks for: named_barriers, and overlapped loops. Without this pass the groups drift and their products may collide.
 """
 
@@ -21,15 +22,14 @@ from attncc.passes.schedule.overlap_softmax_with_mma import is_overlapped
 from attncc.targets import Target
 
 TURN = "turn"
-LARGEST_DIM = 128
-"""Above this head dim the products take so long that softmax is hidden anyway."""
+LEAST_GROUPS = 3
+"""Two groups alternate by themselves: while one waits for its product, the other one has the issue slots."""
 
 
 def ping_pong(schedule: l3.Schedule, target: Target) -> l3.Schedule:
-    """`schedule` with a turn barrier for each group; unchanged for one group, long head dims or loops that do not overlap."""
+    """`schedule` with a turn barrier for each group; unchanged for one or two groups and for loops that do not overlap."""
     role = compute_role(schedule)
-    a = schedule.attention
-    if not target.has("named_barriers") or role.groups < 2 or max(a.dim_qk, a.dim_v) > LARGEST_DIM:
+    if not target.has("named_barriers") or role.groups < LEAST_GROUPS:
         return schedule
     if not is_overlapped(schedule):
         return schedule
