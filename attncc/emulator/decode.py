@@ -367,18 +367,27 @@ def _checked(body, reads, writes):
 
 
 def _forwarding(body, checked, reads, writes):
-    """mov of a register whose load is not waited for: the copy is locked until the same wait."""
+    """mov copies what it is given: a value whose load is not waited for (the copy is locked until the same wait), or no
+    value at all (compilers move undefined values around; their first real use is the finding)."""
 
     def run(w):
-        if w.locked:
-            lock = next((w.locked[r] for r in reads if r in w.locked and w.locked[r].soft), None)
+        init, mi = w.init, w.mi
+        defined = mi
+        for r in reads:
+            defined &= init[r]
+        if defined == mi:
+            return checked(w)
+        lock = next((w.locked[r] for r in reads if r in w.locked), None)
+        if lock is not None and not lock.soft:
+            return checked(w)
+        body(w)
+        for d in writes:
             if lock is not None:
-                body(w)
-                for r in writes:
-                    w.locked[r] = lock
-                    w.init[r] = 0
-                return None
-        return checked(w)
+                w.locked[d] = lock
+                init[d] = 0
+            else:
+                init[d] = (init[d] & ~mi) | defined
+        return None
 
     return run
 

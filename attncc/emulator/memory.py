@@ -7,6 +7,7 @@ Generic addresses carry the space in their top byte (`windows`); a shared addres
 from __future__ import annotations
 
 import bisect
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -206,13 +207,19 @@ def load(w, space: str, addresses: np.ndarray, nbytes: int, uninit: str | None =
     return out
 
 
+def _unchanged(region: Region, index: np.ndarray, new: np.ndarray) -> bool:
+    return np.array_equal(region.data[index], new)
+
+
 def store(w, space: str, addresses: np.ndarray, data: np.ndarray) -> None:
     """Per-lane store of uint8[32, nbytes]; of two lanes that hit the same byte the higher wins, as on no GPU for sure."""
     nbytes = data.shape[1]
     step = np.arange(nbytes)
     for region, who, offsets in groups(w, space, addresses, nbytes):
+        index, new = offsets[:, None] + step, data[who]
         if region.shadow is not None:
-            region.shadow.write(w.agent(), region.shadow.granules(offsets, nbytes))
-        region.data[offsets[:, None] + step] = data[who]
+            same = functools.partial(_unchanged, region, index, new)
+            region.shadow.write(w.agent(), region.shadow.granules(offsets, nbytes), same)
+        region.data[index] = new
         region.version += 1
     w.machine.progress += 1

@@ -95,6 +95,28 @@ def half_fma(k, instr, m, kind):
     return run
 
 
+def mixed(k, instr, m, kind, name):
+    """add/sub/fma.f32.{f16,bf16}: half operands, a float32 addend and result, one rounding (PTX ISA, mixed precision)."""
+    m.need("f32")
+    rounding = m.take("rn", "rz", "rm", "rp", default="rn")
+    if rounding != "rn":
+        raise k.fail("directed rounding of mixed-precision arithmetic is not supported")
+    sat = m.flag("sat")
+    halves = [k.src(o, kind) for o in instr.ops[1 : len(instr.ops) - 1]]
+    c, d = k.src(instr.ops[-1], "f32"), k.dst(instr.ops[0], "f32")
+
+    def run(w):
+        values = [unpack(kind, w.V["u16"][i]) for i in halves]
+        last = w.V["f32"][c]
+        if name == "fma":
+            value = fma_f32(values[0], values[1], last)
+        else:
+            value = values[0] + last if name == "add" else values[0] - last
+        put(w, "f32", d, _finish(value, False, sat))
+
+    return run
+
+
 def _odd_f32(a, b, c):
     """a*b+c rounded to odd in float32, so that the next rounding to a half format is the only one."""
     p, z = a.astype(np.float64) * b, c.astype(np.float64)

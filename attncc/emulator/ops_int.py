@@ -7,7 +7,7 @@ import numpy as np
 from attncc.emulator.decode import VIEW, op, put
 from attncc.emulator.lanes import FULL, lanes, pack
 from attncc.emulator.ops_float import float_binary, float_compare_name, float_fma, float_unary
-from attncc.emulator.ops_half import half_binary, half_compare, half_fma, half_unary
+from attncc.emulator.ops_half import half_binary, half_compare, half_fma, half_unary, mixed
 from attncc.emulator.ptx_parse import TYPE_BITS
 
 INTS = frozenset(("u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64", "b8", "b16", "b32", "b64"))
@@ -42,6 +42,8 @@ def elementwise(k, instr, kind, function):
 def add_sub(k, instr, m):
     """add, sub for every type; `.sat` on s32 clamps."""
     kind = m.type()
+    if kind in ("f16", "bf16") and "f32" in m.left:
+        return mixed(k, instr, m, kind, instr.opcode)
     if kind in HALVES:
         return half_binary(k, instr, m, kind, instr.opcode)
     if kind not in INTS:
@@ -456,4 +458,6 @@ def set_predicate(k, instr, m):
 def fused(k, instr, m):
     """fma for every float type."""
     kind = m.type()
+    if kind in ("f16", "bf16") and "f32" in m.left:
+        return mixed(k, instr, m, kind, "fma")
     return half_fma(k, instr, m, kind) if kind in HALVES else float_fma(k, instr, m, kind)

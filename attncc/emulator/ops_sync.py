@@ -191,6 +191,7 @@ def _init(k, instr, m, what):
 
     def run(w):
         where = address(w)
+        before = set(w.cta.mbars)
         for lane in active(w):
             offset = int(where[lane]) & 0xFFFFFF
             if int(where[lane]) % 8:
@@ -201,7 +202,7 @@ def _init(k, instr, m, what):
             n = int(w.V["u32"][count][lane])
             if not 1 <= n < 1 << 20:
                 w.report("mbarrier", f"mbarrier.init with count {n}", int(lane))
-            if offset in w.cta.mbars:
+            if offset in before:
                 w.report(
                     "mbarrier", "mbarrier.init on a live mbarrier (no mbarrier.inval before)", int(lane), "warning"
                 )

@@ -108,11 +108,11 @@ class Shadow:
                 if len(self.async_reads) > 256:
                     self._prune()
 
-    def write(self, agent: Agent, idx: np.ndarray) -> None:
-        """A write."""
+    def write(self, agent: Agent, idx: np.ndarray, same=None) -> None:
+        """A write; `same()` tells whether it leaves the bytes as they are (an unordered write is then only a warning)."""
         ids = self.wid[idx]
         if not (ids == agent.ident).all():
-            self._check_writers(agent, idx, ids, reading=False, uninit=None)
+            self._check_writers(agent, idx, ids, reading=False, uninit=None, same=same)
         if self.rd is not None:
             self._check_readers(agent, idx)
             self.rd[:, idx] = 0
@@ -122,7 +122,7 @@ class Shadow:
 
     # -- checks --------------------------------------------------------------------------------------------------------
 
-    def _check_writers(self, agent, idx, ids, reading, uninit):
+    def _check_writers(self, agent, idx, ids, reading, uninit, same=None):
         kinds = np.unique(ids)
         for who in kinds.tolist():
             if who == agent.ident or who == -(2**31):
@@ -137,7 +137,7 @@ class Shadow:
             mine = idx[ids == who]
             problem = self._writer_problem(agent, who, int(self.wep[mine].max()))
             if problem:
-                self._report_writer(agent, problem, mine, who, reading)
+                self._report_writer(agent, problem, mine, who, reading, same)
 
     def _writer_problem(self, agent, who, epoch) -> str | None:
         """None if `agent` is ordered after the writer, else 'order' or 'proxy'."""
@@ -152,7 +152,7 @@ class Shadow:
         generic = self.machine.generic_ops >> number & 1
         return "proxy" if agent.proxy and generic and not clk.pops >> number & 1 else None
 
-    def _report_writer(self, agent, problem, mine, who, reading):
+    def _report_writer(self, agent, problem, mine, who, reading, same):
         late = mine[np.argmax(self.wep[mine])]
         writer = self.machine.describe(who, int(self.wpc[late]))
         place = f"{self.name}+{int(late) * self.granule:#x}"
@@ -162,6 +162,9 @@ class Shadow:
             )
         elif reading:
             agent.report("stale-read", f"{place}: written by {writer}, and nothing orders this read after it")
+        elif same is not None and same():
+            text = f"{place}: the same value is also written by {writer}, and nothing orders the two"
+            agent.report("write-write", text, severity="warning")
         else:
             agent.report("write-write", f"{place}: also written by {writer}, and nothing orders the two")
 

@@ -36,10 +36,10 @@ class TmemShadow(Shadow):
         super().read(agent, idx, uninit)
         agent.report = saved
 
-    def write(self, agent, idx):
+    def write(self, agent, idx, same=None):
         """As Shadow.write."""
         saved, agent.report = agent.report, self._rename(agent)
-        super().write(agent, idx)
+        super().write(agent, idx, same)
         agent.report = saved
 
 

@@ -117,32 +117,71 @@ def forward(interface, q, k, v, causal=False, seeds=1, **options):
     return out, lse, results
 
 
-def main(argv):
-    """capability, head dim, causal, q heads, kv heads, q length, k length, seeds."""
+def backward(interface, q, k, v, causal=False, seeds=1):
+    """(gradients, expected gradients, results) of the wheel's backward function for a random output gradient."""
     import torch
 
-    capability, dim, causal, heads, kv_heads, q_len, k_len, seeds = map(int, argv)
+    from attncc.emulator import emulate, keep_ptx
+
+    wide = [t.float().requires_grad_() for t in (q, k, v)]
+    out = reference(*wide, causal)
+    grad = torch.randn(out.shape).bfloat16()
+    out.backward(grad.float())
+    results, saved = [], {}
+
+    def run(compiled, args):
+        results.append(emulate(compiled, *args, seeds=seeds))
+
+    for f in vars(interface).values():
+        if hasattr(f, "compile_cache"):
+            saved[f], f.compile_cache = f.compile_cache, Recorder(run)
+    try:
+        with keep_ptx():
+            lse = torch.logsumexp(scores(q, k, causal), -1)
+            found = interface._flash_attn_bwd(q, k, v, out.detach().bfloat16(), grad, lse, causal=causal)[:3]
+    finally:
+        for f, cache in saved.items():
+            f.compile_cache = cache
+    return found, [t.grad for t in wide], results
+
+
+def main(argv):
+    """capability, head dim, causal, q heads, kv heads, q length, k length, seeds, and "backward" for gradients."""
+    import torch
+
+    capability, dim, causal, heads, kv_heads, q_len, k_len, seeds = map(int, argv[:8])
     interface = load(capability)
     torch.manual_seed(0)
     q = torch.randn(1, q_len, heads, dim).bfloat16()
     k, v = (torch.randn(1, k_len, kv_heads, dim).bfloat16() for _ in range(2))
-    out, _, results = forward(interface, q, k, v, bool(causal), seeds)
+    if argv[8:]:
+        found, wanted, results = backward(interface, q, k, v, bool(causal), seeds)
+    else:
+        out, _, results = forward(interface, q, k, v, bool(causal), seeds)
+        found, wanted = [out], [reference(q, k, v, bool(causal))]
     for result in results:
         print(result)
-    print("error", (out.float() - reference(q, k, v, bool(causal))).abs().max().item())
+    print("error", max((a.float() - b).abs().max().item() for a, b in zip(found, wanted)))
 
 
-def reference(q, k, v, causal):
-    """Dense float32 attention, causal aligned bottom-right, [b, s, h, d]."""
+def scores(q, k, causal):
+    """Scaled scores [b, h, q, k] in float32, causal aligned bottom-right."""
     import torch
 
-    group = q.shape[2] // k.shape[2]
-    k, v = (t.float().repeat_interleave(group, 2) for t in (k, v))
+    k = k.float().repeat_interleave(q.shape[2] // k.shape[2], 2)
     s = torch.einsum("bqhd,bkhd->bhqk", q.float(), k) / q.shape[-1] ** 0.5
     if causal:
         row = torch.arange(q.shape[1])[:, None] + k.shape[1] - q.shape[1]
         s = s.masked_fill(torch.arange(k.shape[1])[None, :] > row, float("-inf"))
-    return torch.einsum("bhqk,bkhd->bqhd", torch.softmax(s, -1), v)
+    return s
+
+
+def reference(q, k, v, causal):
+    """Dense float32 attention, [b, s, h, d]."""
+    import torch
+
+    v = v.float().repeat_interleave(q.shape[2] // v.shape[2], 2)
+    return torch.einsum("bhqk,bkhd->bqhd", torch.softmax(scores(q, k, causal), -1), v)
 
 
 if __name__ == "__main__":

@@ -290,3 +290,15 @@ def test_unknown_instruction_and_modifier_are_errors():
         run("frobnicate.b32 %o0, %i0;\n", [A])
     with pytest.raises(PtxError, match=r"unknown modifier \.sideways"):
         run("add.sideways.s32 %o0, %i0, %i0;\n", [A])
+
+
+def test_mixed_precision_fma():
+    """fma.rn.f32.bf16: half operands, float32 addend and result, rounded once."""
+    rng = np.random.default_rng(5)
+    a, b = (torch.from_numpy(rng.standard_normal(32).astype(np.float32)).bfloat16() for _ in range(2))
+    c = rng.standard_normal(32).astype(np.float32)
+    body = "cvt.u16.u32 %h0, %i0;\ncvt.u16.u32 %h1, %i1;\nfma.rn.f32.bf16 %o0, %h0, %h1, %i2;\n"
+    words = [t.view(torch.int16).numpy().view(np.uint16).astype(np.uint32) for t in (a, b)]
+    out, _ = run(body, [*words, c])
+    exact = [Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)) for x, y, z in zip(a, b, c)]
+    assert out[0].view(np.float32).tolist() == [float(nearest_f32(x)) for x in exact]
