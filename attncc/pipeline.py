@@ -65,6 +65,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         peel_first_tile,
         overlap_softmax_with_mma,
         ping_pong,
+        lazy_rescaling,
         drop_guards,
         tile_order,
         stage_output,
@@ -75,7 +76,6 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
 }
 """L3 passes by target name."""
 
-        lazy_rescaling,
 CHECKS: dict[str, Callable] = {
     "L1": check_attention,
     "L2": check_tile,
