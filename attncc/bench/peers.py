@@ -47,6 +47,21 @@ def fa4(c: Call) -> Callable[[], torch.Tensor]:
     return lambda: _first(flash_attn_func(c.q, c.k, c.v, **options))
 
 
+def fa3(c: Call) -> Callable[[], torch.Tensor]:
+    """FlashAttention-3, fa3_fwd_interface (the forward-only wheel)."""
+    f = _flags(c)
+    if importlib.util.find_spec("fa3_fwd_interface") is None:
+        raise Cannot("fa3_fwd_interface is not installed")
+    if f.mask == "causal_top_left":
+        raise Cannot("its causal mask is aligned at the last query")
+    from fa3_fwd_interface import flash_attn_func
+
+    options = {"softmax_scale": f.scale, "softcap": f.softcap or 0.0, "causal": f.mask in ("causal", "window")}
+    if f.mask == "window":
+        options["window_size"] = (f.window - 1, 0)
+    return lambda: _first(flash_attn_func(c.q, c.k, c.v, **options))
+
+
 def _sdpa(backend: str) -> Callable[[Call], Callable]:
     def peer(c: Call) -> Callable[[], torch.Tensor]:
         f = _flags(c)
@@ -97,6 +112,7 @@ def flex(c: Call) -> Callable[[], torch.Tensor]:
 
 
 PEERS: dict[str, Callable[[Call], Callable[[], torch.Tensor]]] = {
+    "fa3": fa3,
     "fa4": fa4,
     "sdpa_cudnn": _sdpa("CUDNN_ATTENTION"),
     "sdpa_flash": _sdpa("FLASH_ATTENTION"),

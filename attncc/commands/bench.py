@@ -6,22 +6,29 @@ import json
 
 import click
 
-from attncc.commands.common import make_kernel, output_file, parse_parameters, shape_option, spec_options, step, write
+from attncc.commands.common import make_kernel, output_file, parse_parameters, shape_option, spec_choices, step, write
 from attncc.diagnostics import did_you_mean, fail
 
 
 @click.command("bench")
-@spec_options
+@click.argument("file", type=str, required=False)
+@spec_choices
+@click.option("--suite", metavar="NAME", help="time the cases that benchmarks/NAME.json (or the file NAME.json) lists, instead of FILE")
 @click.option("--target", "targets", metavar="NAMES", help="targets to time, separated by commas (default: the GPU's)")
 @click.option("--peers", "names", metavar="NAMES", help="peers, separated by commas (default: all)")
 @shape_option("4x4096x4096")
 @click.option("--seed", default=0, show_default=True, help="of the generated data")
 @click.option("--json", "output", metavar="FILE.json", help="write the rows here too")
-def command(file, parameters, attention, targets, names, shape, seed, output):
-    """Time the spec FILE on this GPU, interleaved with FA4, cuDNN, FlashAttention-2 and FlexAttention where they can do it."""
+def command(file, parameters, attention, suite, targets, names, shape, seed, output):
+    """Time the spec FILE on this GPU, interleaved with FA3, FA4, cuDNN, FlashAttention-2 and FlexAttention where they can do it."""
     path = output_file(output, ".json") if output else None
-    parse_parameters(parameters)
+    if (file is None) == (suite is None):
+        raise fail("E609", "give either a spec FILE or --suite NAME", hint="for example `attncc bench --suite peers`")
     peers = _peers(names)
+    if suite is not None:
+        _run_suite(suite, targets, peers, seed, path)
+        return
+    parse_parameters(parameters)
     kernels = {}
     for target in targets.split(",") if targets else [None]:
         kernel = make_kernel(file, parameters, attention, target)
@@ -41,6 +48,30 @@ def command(file, parameters, attention, targets, names, shape, seed, output):
         click.echo(line)
     if path:
         write(path, json.dumps({"device": device, **versions(), "rows": as_json(rows)}, indent=1) + "\n")
+
+
+def _run_suite(name: str, targets: str | None, peers: tuple[str, ...], seed: int, path) -> None:
+    """Times every case of a suite; the file is written after each, so that nothing measured is lost."""
+    from attncc import driver
+    from attncc.bench import suite
+
+    cases = suite.read(name)
+    device = _device()
+    from attncc.bench.run import as_json, bench
+    from attncc.commands.verify import versions
+
+    rows: list[dict] = []
+    for number, case in enumerate(cases, 1):
+        kernels = {}
+        for target in targets.split(",") if targets else case.targets or (None,):
+            kernel = driver.compile(case.file, target=target, **case.parameters)
+            kernels[f"attncc {target or kernel.stages().target.name}"] = kernel
+        with step(f"{number} of {len(cases)}: {case.name}"):
+            rows += as_json(bench(case.name, kernels, case.shape, [p for p in case.peers or peers if p in peers], seed))
+        if path:
+            write(path, json.dumps({"device": device, **versions(), "rows": rows}, indent=1) + "\n")
+    for line in suite.lines(rows):
+        click.echo(line)
 
 
 def _peers(names: str | None) -> tuple[str, ...]:

@@ -15,10 +15,15 @@ from attncc.runtime import files
 
 def spec_options(function):
     """The spec to work on: FILE, `-p name=value`, `--attention NAME`."""
+    return click.argument("file", type=str)(spec_choices(function))
+
+
+def spec_choices(function):
+    """How the spec is to be read: `-p name=value`, `--attention NAME`."""
     function = click.option("--attention", metavar="NAME", help="which attention, when the file holds several")(
         function
     )
-    function = click.option(
+    return click.option(
         "-p",
         "--param",
         "parameters",
@@ -26,7 +31,6 @@ def spec_options(function):
         metavar="NAME=VALUE",
         help="a compile-time parameter; may be repeated",
     )(function)
-    return click.argument("file", type=str)(function)
 
 
 def target_option(function):
