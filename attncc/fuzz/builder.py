@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from attncc.fuzz.conditions import Maker
-from attncc.fuzz.terms import Scope, Tensor
+from attncc.fuzz.terms import Scope, Tensor, choose
 
 HEADS = ((1, 1), (2, 2), (4, 1), (2, 1), (7, 1), (8, 2), (6, 3), (14, 2))
 """(query, key/value) head counts: groups of 1, 2, 4 and 7."""
@@ -25,11 +25,11 @@ class Builder:
         self.definitions: list[str] = []
         self.parameters: list[str] = []
         self.infinite = False
-        self.scope = Scope(heads=draw(st.sampled_from(HEADS)))
+        self.scope = Scope(heads=choose(draw, HEADS))
 
     def one(self, *options):
         """One of `options`; one given several times weighs more. Shrinks towards the first."""
-        return self.draw(st.sampled_from(options))
+        return choose(self.draw, options)
 
     def number(self, low: int, high: int) -> int:
         return self.draw(st.integers(low, high))

@@ -109,11 +109,11 @@ def examine(case: Case, targets: tuple[str, ...] = (), every_pass: bool = True) 
     except (Wrong, AttnError, AssertionError) as error:
         finding = Finding(run.stage, f"{type(error).__name__}: {error}", case)
     except Exception as error:  # noqa: BLE001 - whatever a level raises is what is looked for
-        finding = Finding(run.stage, f"{type(error).__name__}: {error}\n{_place(error)}", case)
+        finding = Finding(run.stage, f"{type(error).__name__}: {error}\n{place_of(error)}", case)
     return Report(case, finding, tuple(run.refusals), run.compared)
 
 
-def _place(error: Exception) -> str:
+def place_of(error: Exception) -> str:
     """The last calls that led to an error, one a line."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     return "\n".join(f"  {f.filename.rpartition('attncc/')[2]}:{f.lineno} in {f.name}: {f.line}" for f in frames)

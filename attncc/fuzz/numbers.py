@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from attncc.fuzz.terms import EXTENTS, LONGEST, Scope, Tensor, Term
+from attncc.fuzz.terms import EXTENTS, LONGEST, Scope, Tensor, Term, choose
 
 INT_LIMIT = 1 << 20
 ODD = "0.0137"
@@ -36,10 +36,10 @@ class Numbers:
 
     def one(self, *options):
         """Calls one of `options`; an option may be given several times to weigh more. Shrinks towards the first."""
-        return self.draw(st.sampled_from(options))()
+        return choose(self.draw, options)()
 
     def pick(self, options):
-        return self.draw(st.sampled_from(list(options)))
+        return choose(self.draw, list(options))
 
     def number(self, low: int, high: int) -> int:
         return self.draw(st.integers(low, high))
@@ -86,7 +86,7 @@ class Numbers:
         names = (*self.scope.named("int"), *(Term(s, LONGEST) for s in self.scope.sizes))
         return self.pick(names) if names else self.int_literal()
 
-    def int_element(self, depth: int = 1) -> Term:
+    def int_element(self, depth: int = 0) -> Term:
         return self.element("int", depth) or self.int_index()
 
     def int_sum(self, depth: int) -> Term:
@@ -174,7 +174,9 @@ class Numbers:
             options += [lambda: self.gathered(gather, depth)] * (3 if gather else 0)
             if extent not in ("batch", "heads_q", "heads_kv"):
                 options += [lambda: self.wrapped(extent, depth), lambda: self.clamped(extent, depth)]
-        return self.one(*options) if options else ("0" if extent not in EXTENTS else f"min(0, {extent} - 1)")
+        if options:
+            return self.one(*options)
+        return f"min(0, {extent} - 1)" if extent in EXTENTS else f"{self.int_index().tight} % {extent}"
 
     def gathered(self, tensors: list[Tensor], depth: int) -> str:
         tensor = self.pick(tensors)

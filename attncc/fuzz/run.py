@@ -108,6 +108,7 @@ class _Search:
     best: Finding | None = None
     failed_at: float = 0.0
     recent: list[frozenset[str]] = field(default_factory=list)
+    seen: set[frozenset[str]] = field(default_factory=set)
 
     def elapsed(self) -> float:
         return time.monotonic() - self.started
@@ -125,6 +126,7 @@ class _Search:
             seed += 1
             if self.count == before:
                 self.recent.clear()
+                self.seen.clear()
 
     def finished(self) -> bool:
         done = self.wanted is not None and self.count >= self.wanted
@@ -163,8 +165,9 @@ class _Search:
     def is_repetition(self, case: Case) -> bool:
         """Whether most lines of the text were in a recent one: hypothesis likes to change one thing at a time."""
         lines = frozenset(line for line in case.text.splitlines() if not line.strip().startswith(("heads", "dim", "dtype", "}")))
-        if any(2 * len(lines & other) > len(lines | other) for other in self.recent):
+        if lines in self.seen or any(2 * len(lines & other) > len(lines | other) for other in self.recent):
             return True
+        self.seen.add(lines)
         self.recent = [*self.recent[-RECENT:], lines]
         return False
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hypothesis import strategies as st
+
 LONGEST = 300
 """No generated sequence is longer; the magnitude of an index or size."""
 EXTENTS = {"batch": "b", "heads_q": "h", "heads_kv": "hkv", "seq_q": "q_idx", "seq_kv": "kv_idx"}
@@ -74,3 +76,9 @@ class Scope:
     def named(self, kind: str) -> tuple[Term, ...]:
         """Every name of a kind, lets included."""
         return {"int": self.ints, "float": self.floats, "bool": self.bools}[kind] + tuple(t for k, t in self.locals if k == kind)
+
+
+def choose(draw, options):
+    """One of a sequence, by position. (st.sampled_from would do, but what it draws next depends on the hashes of its options,
+    and those of texts and functions differ between processes: the same seed has to draw the same cases.)"""
+    return options[draw(st.integers(0, len(options) - 1))]
