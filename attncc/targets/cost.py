@@ -24,6 +24,8 @@ class ElementCost:
     instructions, special    instructions and special function results
     columns, mask_columns    values of a key that the score needs, and those that only the mask needs
     gathers                  tensors whose elements are read one by one
+    mask_loads               numbers that the mask reads from a tensor for each key
+    weights                  whether scores become weights without softmax, by a function of its own
     """
 
     instructions: float = 0.0
@@ -31,6 +33,13 @@ class ElementCost:
     columns: int = 0
     mask_columns: int = 0
     gathers: int = 0
+    mask_loads: int = 0
+    weights: bool = False
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether score and mask need next to no registers: a scaled score, comparisons with bounds and with one number of the key."""
+        return not (self.instructions or self.columns or self.gathers or self.weights) and self.mask_columns <= 1
 
 
 @lru_cache(maxsize=256)
@@ -47,7 +56,15 @@ def element_cost(attention: Attention) -> ElementCost:
         instructions += LOAD_INSTRUCTIONS if node.op == "load" else 1 + SLOW.get(node.op, 0)
         special += SPECIAL.get(node.op, 0)
     columns = column_values(attention.score)
-    return ElementCost(instructions, special, len(columns), len(column_values(attention.mask) - columns), gathers)
+    return ElementCost(
+        instructions,
+        special,
+        columns=len(columns),
+        mask_columns=len(column_values(attention.mask) - columns),
+        gathers=gathers,
+        mask_loads=sum(n.op == "load" and KEY in names for n, names in dependences(attention.mask).items()),
+        weights=attention.reduction.kind not in ("softmax", "none"),
+    )
 
 
 def dependences(root: Expr) -> dict[Expr, frozenset[str]]:

@@ -12,6 +12,7 @@ from attncc.targets.target import WARP_THREADS, Target
 PLAIN = ElementCost()
 """A score that is only scaled, and no mask."""
 ORDER_REGISTERS = 24
+WORKING_REGISTERS = 8
 COLUMN_THREADS = 4
 """Threads of a warp that share a row of an accumulator: each holds a quarter of the columns."""
 
@@ -32,17 +33,26 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
 
     That is a number for each of the thread's columns and one for each gathered element. With asynchronous products P is alive
     along with them (it belongs to the tile before), with synchronous ones it comes after; there the compiler keeps
-    the mask's column values too, and needs room to order the instructions of a long score.
+    the mask's column values too, and needs room to order the instructions of a long score. Weights by a function of their own, and
+    each number after the first that a mask reads for a key, take a few more.
     """
     threads = target.group_warps * WARP_THREADS
     scores = group_rows * tile_n // threads
+    if target.has("tensor_memory"):
+        return scores  # weights take the place of scores, the output stays in tensor memory
     output = group_rows * target.pad(dim_v) // threads
     kept = extra.columns * (tile_n // COLUMN_THREADS) + extra.gathers * scores
     if target.has("async_mma"):
-        return scores + output + scores // 2 + kept
+        working = WORKING_REGISTERS * (extra.weights + max(0, extra.mask_loads - 1))
+        return scores + output + scores // 2 + kept + working
     kept += extra.mask_columns * (tile_n // COLUMN_THREADS)
-    slack = ORDER_REGISTERS if extra.instructions or extra.mask_columns else 0
+    slack = ORDER_REGISTERS if extra.instructions or extra.mask_columns > 1 else 0
     return scores + output + max(scores // 2, kept) + slack
+
+
+def tensor_columns(target: Target, groups: int, tile_n: int, dim_v: int) -> int:
+    """Columns of tensor memory that scores (weights lie over them) and outputs of all groups take; 0 where there is none."""
+    return groups * (tile_n + target.pad(dim_v)) if target.has("tensor_memory") else 0
 
 
 def shared_memory(target: Target, dim_qk: int, dim_v: int, dtype: str, tile_m: int, tile_n: int, stages: int) -> int:
@@ -64,11 +74,25 @@ def splits(target: Target, tile_m: int) -> tuple[tuple[int, int], ...]:
 def computing_groups(
     target: Target, tile_m: int, tile_n: int, dim_v: int, extra: ElementCost = PLAIN, asked: int | None = None
 ) -> tuple[int, int] | None:
-    """The first of `splits` whose fragments fit the registers, with `asked` groups if given; None when there is none."""
+    """The first of `splits` that fits, with `asked` groups if given; None when there is none."""
     for groups, rows in splits(target, tile_m):
-        if asked in (None, groups) and fragments(target, tile_n, dim_v, rows, extra) <= target.fragments(groups * target.group_warps):
+        if fits(target, tile_n, dim_v, (groups, rows), extra, asked):
             return groups, rows
     return None
+
+
+def fits(target: Target, tile_n: int, dim_v: int, split: tuple[int, int], extra: ElementCost, asked: int | None) -> bool:
+    """Whether a tile divided as `split` (groups, rows) fits registers and tensor memory, with `asked` groups if given.
+
+    A group whose rows are several times those of the matrix instruction unrolls the program of an element as many times: without
+    being asked that is done for simple ones only (measured: others spill, whatever the length of the key tile).
+    """
+    groups, rows = split
+    if asked not in (None, groups) or tensor_columns(target, groups, tile_n, dim_v) > target.tensor_columns:
+        return False
+    if asked is None and rows > target.mma.m and not extra.is_simple:
+        return False
+    return fragments(target, tile_n, dim_v, rows, extra) <= target.fragments(groups * target.group_warps)
 
 
 def blocks_per_sm(target: Target, threads: int, registers: int, shared: int) -> int:

@@ -71,11 +71,13 @@ class Rates:
 
 @dataclass(frozen=True)
 class RegisterPlan:
-    """Registers of a thread of the copying role and of the computing role when there are `groups` computing groups."""
+    """Registers of a thread of the copying role, of the computing role and of the role that corrects sums in tensor memory, when
+    there are `groups` computing groups."""
 
     groups: int
     copy: int
     compute: int
+    correct: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ class Target:
     tile_n_step      key tile lengths are multiples of it; `tile_n_max` the longest,
                      `tile_n_usual` the longest without a hint, `tile_n_least` the shortest where there is a choice
     stages           copies of K and V that are worth having
+    tensor_columns   32-bit columns of tensor memory that a block may have
+    measured         shapes found best on the device for a simple score: (dim_qk, dim_v, tile_m, tile_n, groups), head dims padded.
+                     They come before the resource model's choice, whose error is larger than what lies between good tiles
     """
 
     name: str
@@ -122,6 +127,8 @@ class Target:
     stages: int
     memory_spaces: tuple[str, ...]
     rates: Rates
+    tensor_columns: int = 0
+    measured: tuple[tuple[int, int, int, int, int], ...] = ()
 
     def __post_init__(self):
         problems = tuple(_problems(self))
@@ -176,7 +183,7 @@ def _problems(t: Target):
 
 def _plan_problems(t: Target, plan: RegisterPlan):
     threads = t.group_warps * WARP_THREADS
-    if threads * (plan.copy + plan.groups * plan.compute) > t.registers_sm:
+    if threads * (plan.copy + plan.correct + plan.groups * plan.compute) > t.registers_sm:
         yield f"register plan for {plan.groups} groups takes more than {t.registers_sm} registers"
-    if any(r % 8 or not 24 <= r <= t.registers_thread for r in (plan.copy, plan.compute)):
+    if any(r % 8 or not 24 <= r <= t.registers_thread for r in (plan.copy, plan.compute, *([plan.correct] if plan.correct else ()))):
         yield f"register plan for {plan.groups} groups: counts are multiples of 8 from 24 to {t.registers_thread}"

@@ -6,12 +6,15 @@ from attncc.diagnostics import AttnError, Diagnostic
 from attncc.ir.attention import Attention
 from attncc.ir.expr import TRUE
 from attncc.targets.cost import element_cost
-from attncc.targets.fit import Tiles, fragments, hints, shared_memory, splits
+from attncc.targets.fit import Tiles, fits, hints, shared_memory, splits
 from attncc.targets.model import resident_blocks, tile_cycles
 from attncc.targets.target import Target
 
 SAMPLE = 4096
 """Keys of the query tile that candidates are compared on; a masked attention is taken to keep half of them."""
+COSTLY_TILE_N = 64
+"""Longest key tile of synchronous products whose score or mask is not simple: the program of an element is unrolled over it, and twice
+the length takes twice the code, up to three times as long to compile, and all registers instead of half of them."""
 MODEL_ERROR = 0.015
 """Candidates this close are equal to the model; the simpler one is taken."""
 
@@ -21,10 +24,25 @@ def choose_tiles(attention: Attention, target: Target) -> Tiles:
     found = candidates(attention, target)
     if not found:
         raise AttnError(no_tile(attention, target))
+    known = measured(attention, target)
+    if known:
+        return known
     found = tuple(t for t in found if t.tile_n >= target.tile_n_least) or found
     costs = {tiles: cost_per_row(attention, target, tiles) for tiles in found}
     limit = min(costs.values()) * (1.0 + MODEL_ERROR)
     return min((t for t in found if costs[t] <= limit), key=lambda t: (_is_awkward(t), t.groups, costs[t]))
+
+
+def measured(attention: Attention, target: Target) -> Tiles | None:
+    """The shape that was measured to be best for these head dims, if it is legal; None with hints, or where the score is not simple."""
+    h = hints(attention, target)
+    if any(v is not None for v in (h.tile_m, h.tile_n, h.stages, h.warp_groups)) or not element_cost(attention).is_simple:
+        return None
+    dims = target.pad(attention.dim_qk), target.pad(attention.dim_v)
+    for dim_qk, dim_v, tile_m, tile_n, groups in target.measured:
+        if (dim_qk, dim_v) == dims:
+            return next((t for t in _shapes(attention, target, tile_m, tile_n) if t.groups == groups), None)
+    return None
 
 
 def _is_awkward(tiles: Tiles) -> bool:
@@ -45,6 +63,8 @@ def candidates(attention: Attention, target: Target) -> tuple[Tiles, ...]:
     hint = hints(attention, target)
     rows = {groups * rows for groups, rows in target.splits}
     longest = target.tile_n_max if hint.tile_n else target.tile_n_usual
+    if not (hint.tile_n or target.has("async_mma") or element_cost(attention).is_simple):
+        longest = min(longest, COSTLY_TILE_N)
     out = []
     for tile_m in sorted(rows if hint.tile_m is None else rows & {hint.tile_m}):
         for tile_n in range(target.tile_n_step, longest + 1, target.tile_n_step):
@@ -58,9 +78,7 @@ def _shapes(a: Attention, target: Target, tile_m: int, tile_n: int):
     extra = element_cost(a)
     groups_hint = hints(a, target).warp_groups
     for groups, rows in splits(target, tile_m):
-        if groups_hint not in (None, groups):
-            continue
-        if fragments(target, tile_n, a.dim_v, rows, extra) > target.fragments(groups * target.group_warps):
+        if not fits(target, tile_n, a.dim_v, (groups, rows), extra, groups_hint):
             continue
         stages = _stages(a, target, tile_m, tile_n)
         if stages:
