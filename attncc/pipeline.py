@@ -22,6 +22,7 @@ from attncc.passes.schedule.prefetch_copies import prefetch_copies
 from attncc.passes.schedule.skip_rescaling import skip_rescaling
 from attncc.passes.schedule.stage_output import stage_output
 from attncc.passes.schedule.tile_order import tile_order
+from attncc.passes.schedule.use_tensor_memory import use_tensor_memory
 from attncc.passes.tile.bound_keys import bound_keys
 from attncc.passes.tile.fold_multiplier import fold_multiplier
 from attncc.passes.tile.guard_loads import guard_loads
@@ -59,6 +60,15 @@ MMA_SYNC_PASSES: tuple[Callable, ...] = (
     place_copy_waits,
 )
 SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
+    "blackwell": (
+        assign_roles,
+        pipeline_stages,
+        peel_first_tile,
+        drop_guards,
+        tile_order,
+        use_tensor_memory,
+        budget_registers,
+    ),
     "hopper": (
         assign_roles,
         pipeline_stages,

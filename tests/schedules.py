@@ -25,7 +25,7 @@ TEXTS = {
     "documents": "attention documents { " + HEAD + " tensor doc: i32[batch, seq_kv] in 0..4 sorted\n"
     " mask kv_idx <= q_idx + off and doc[b, kv_idx] == doc[b, max(0, min(q_idx + off, seq_kv - 1))] }",
 }  # fmt: skip
-TILES = {"hopper": (128, 64), "ampere": (128, 32), "ada": (128, 32)}
+TILES = {"hopper": (128, 64), "blackwell": (256, 64), "ampere": (128, 32), "ada": (128, 32)}
 
 
 @cache

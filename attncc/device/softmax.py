@@ -177,14 +177,16 @@ def rescale_where_needed(accumulator, factor):
 def convert(target, source):
     """`target` := `source` rounded to target's type; the same registers in the same order, two at a time."""
     pairs = cute.recast_tensor(target, Int32)
-    kind = "bf16x2" if target.element_type.__name__ == "BFloat16" else "f16x2"
     flat = cute.make_tensor(source.iterator, cute.make_layout(cute.size(source)))
     for i in range(cute.size(pairs)):
-        pairs[i] = cute.arch.inline_ptx(
-            f"cvt.rn.{kind}.f32 {{$w0}}, {{$r1}}, {{$r0}};",
-            write_only_types=[Int32],
-            read_only_args=[flat[2 * i], flat[2 * i + 1]],
-        )
+        pairs[i] = pack(target.element_type, flat[2 * i], flat[2 * i + 1])
+
+
+def pack(dtype, low, high):
+    """Two float32 numbers rounded to `dtype`, in one word."""
+    kind = "bf16x2" if dtype.__name__ == "BFloat16" else "f16x2"
+    code = f"cvt.rn.{kind}.f32 {{$w0}}, {{$r1}}, {{$r0}};"
+    return cute.arch.inline_ptx(code, write_only_types=[Int32], read_only_args=[low, high])
 
 
 def finalize(accumulator, row_max, row_sum, lse, multiplier: float, sink=None):

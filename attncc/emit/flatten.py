@@ -21,6 +21,7 @@ from attncc.emit.diagonals import DISTANCE, split_diagonals
 from attncc.emit.expressions import Names, literal, local_name, names_of, to_statements
 from attncc.emit.ranges import key_range
 from attncc.emit.tables import tables_of
+from attncc.emit.tensor_memory import issues_products, link_view, owned_cells, phases_of, role_macro, tensor_view
 from attncc.emit.view import (
     BYTES,
     DSL_TYPES,
@@ -38,7 +39,7 @@ from attncc.emit.view import (
 from attncc.ir import schedule as l3
 from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, substitute, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
-from attncc.ir.schedule_ops import STATISTICS, names_read, operations
+from attncc.ir.schedule_ops import STATISTICS, names_read, operations, parts
 from attncc.ir.tile import LSE, ColLet, Mask, RowLet, Score, Store
 
 WARP = 32
@@ -66,12 +67,13 @@ def view_of(schedule: Schedule) -> View:
         grid_lines=grid_lines,
         tiles=tuple(builder.tiles.values()),
         stored=builder.stored(),
-        channels=tuple(builder.channels.values()),
+        channels=tuple(c for c in builder.channels.values() if c.tensor),
         barriers=tuple(builder.barriers.values()),
         prelude=builder.prelude(),
         roles=roles,
         staged=builder.staged,
         tables=tables_of(schedule, builder.base),
+        **tensor_view(schedule, builder.channels),
     )
 
 
@@ -87,13 +89,15 @@ class Flattener:
         self.schedule = schedule
         self.base = dataclasses.replace(names_of(schedule.attention), variables={l3.GROUP_VARIABLE: "group"})
         self.private = private_buffers(schedule)
-        self.tiles = {b.name: self.tile(b) for b in schedule.buffers if b.space == "shared"}
+        self.tiles = {b.name: self.tile(b) for b in schedule.buffers if b.space == "shared" and b.cols > 1}
         self.channels = {c.name: self.channel(c) for c in schedule.channels}
         self.barriers = dict(self.number_barriers())
         self.buffers = {b.name: b for b in schedule.buffers}
         self.product_of = {
             op.dst: f"{op.dst}_{op.a}_{op.b}" for op in all_operations(schedule) if isinstance(op, l3.Mma)
         }
+        self.products: dict[str, MmaView] = {}
+        self.issues = self.in_parts = False
         self.element_lets: dict[str, str] = {}
         self.group_threads = 0
         self.staged = 0
@@ -122,6 +126,8 @@ class Flattener:
         return tuple(t for t in self.tiles.values() if t.name in sources)
 
     def channel(self, channel: Channel) -> ChannelView:
+        if channel.private:
+            return link_view(self.schedule, channel)
         tensor = next(op.tensor for op in all_operations(self.schedule) if isinstance(op, l3.Copy) and op.channel == channel.name)
         return ChannelView(
             name=channel.name,
@@ -159,23 +165,25 @@ class Flattener:
         body = list(role.body)
         head = [body.pop(0)] if body and isinstance(body[0], l3.SetRegisters) else []
         mmas = self.mmas(role)
+        self.products = {m.name: m for m in mmas}
+        self.issues = issues_products(self.schedule, role)
         scores = [m.cols for m in mmas if m.transposed]
         used = {c for op in operations(role.body) for c in (getattr(op, "channel", None),) if c}
         return RoleView(
             name=role.name,
-            macro="consumer" if role.rows_per_group else "producer",
+            macro=role_macro(self.schedule, role),
             first_warp=role.first_warp,
             last_warp=role.first_warp + role.warps - 1,
             groups=groups,
             group_threads=group_threads,
             group_rows=role.rows_per_group,
-            rows=role.rows_per_group // 8 // (group_threads // WARP),
-            columns=scores[0] // 4 if scores else 0,
+            **owned_cells(self.schedule, role, scores),
             head=tuple(self.step(op) for op in head),
             steps=self.steps(tuple(body)),
             products=tuple(Step(f"product_{m.a_space}", dataclasses.asdict(m)) for m in mmas),
             registers=self.registers(role, mmas),
-            channels=tuple(c for c in self.channels.values() if c.name in used),
+            channels=tuple(c for c in self.channels.values() if c.name in used and c.tensor),
+            phases=phases_of(self.schedule, role, used),
         )
 
     def mmas(self, role: Role) -> tuple[MmaView, ...]:
@@ -184,8 +192,9 @@ class Flattener:
             if isinstance(op, l3.Mma):
                 dst, a = self.buffers[op.dst], self.buffers[op.a]
                 view = MmaView(
-                    f"{op.dst}_{op.a}_{op.b}", op.dst, op.a, op.b, op.transposed, a.space, dst.rows, dst.cols, a.cols
-                )
+                    f"{op.dst}_{op.a}_{op.b}", op.dst, op.a, op.b, op.transposed, a.space, dst.rows, dst.cols, a.cols,
+                    dst.column, dst.pitch, a.column, a.pitch,
+                )  # fmt: skip
                 found[view.name] = view
         return tuple(found.values())
 
@@ -200,6 +209,8 @@ class Flattener:
             fields = {"name": name, "rows": b.rows, "cols": b.cols, "dtype": DSL_TYPES[b.dtype]}
             if b.name in accumulators:
                 steps.append(Step("declare_accumulator", {**fields, "mma": accumulators[b.name]}))
+            elif b.cols > 1 and not mmas:
+                steps.append(Step("declare_scores", fields))
             elif b.name in operands:
                 steps.append(Step("declare_operand", {**fields, "mma": operands[b.name]}))
             else:
@@ -223,7 +234,7 @@ class Flattener:
                 fields["lines"] = (*fields["lines"], *lines)
                 fields[f.name], fields[f"{f.name}_type"] = text, DSL_TYPES[value.type]
                 names = dataclasses.replace(names, temporary=f"e{self.count}{f.name}_")
-            elif f.name == "body":
+            elif f.name == "body" and "body" not in extra:
                 fields[f.name] = self.steps(value)
             else:
                 fields[f.name] = value
@@ -254,20 +265,38 @@ class Flattener:
     def view_if(self, op):
         return "if_", {}
 
+    def on_channel(self, macro: str, op):
+        """Private rings and rings that products complete have macros of their own; `cell` is the ring's place in the phases."""
+        channel = self.channels[op.channel]
+        private = "" if channel.tensor else "_private"
+        products = "_products" if self.issues and macro in ("commit", "release") else ""
+        return f"{macro}{private}{products}", {"channel": channel, "cell": "group" if self.in_parts else "0"}
+
+    def view_for_parts(self, op):
+        self.in_parts = True
+        body = self.steps(op.body)
+        self.in_parts = False
+        return "for_parts", {"body": body, "parts": parts(self.schedule)}
+
+    def place(self, name: str) -> str:
+        """The first column of the part at hand of a tensor buffer."""
+        b = self.buffers[name]
+        return f"{b.column} + group * {b.pitch}"
+
     def view_acquire(self, op):
-        return "acquire", {"channel": self.channels[op.channel]}
+        return self.on_channel("acquire", op)
 
     def view_copy(self, op):
         return "copy", {"channel": self.channels[op.channel]}
 
     def view_commit(self, op):
-        return "commit", {"channel": self.channels[op.channel]}
+        return self.on_channel("commit", op)
 
     def view_wait(self, op):
-        return "wait", {"channel": self.channels[op.channel]}
+        return self.on_channel("wait", op)
 
     def view_release(self, op):
-        return "release", {"channel": self.channels[op.channel]}
+        return self.on_channel("release", op)
 
     def view_sync(self, op):
         barrier = self.barriers[op.barrier]
@@ -288,11 +317,12 @@ class Flattener:
             "a_ring": self.ring(op.a),
             "ring": self.ring(op.b),
             "pending": -1 if op.asynchronous else 0,
+            "product": self.products[f"{op.dst}_{op.a}_{op.b}"],
         }
         return f"mma_{self.buffers[op.a].space}", fields
 
     def ring(self, buffer: str) -> ChannelView | None:
-        return next((c for c in self.channels.values() if c.buffer.name == buffer), None)
+        return next((c for c in self.channels.values() if c.tensor and c.buffer.name == buffer), None)
 
     def view_score(self, op):
         """With costly terms of the distance, and threads that can share them: those are computed first, once for each distance."""
@@ -327,19 +357,30 @@ class Flattener:
         return "mask", {"parts": tuple(parts)}
 
     def view_fill(self, op):
+        if self.buffers[op.dst].space == "tensor":
+            return "fill_tensor", {"place": self.place(op.dst), "cols": self.buffers[op.dst].cols, "number": literal(op.value)}
         return "fill", {"number": literal(op.value).replace("arith.INF", "Float32.inf")}
 
     def view_softmax_step(self, op):
         return "softmax_step_first" if op.first else "softmax_step", {}
 
     def view_rescale(self, op):
-        return ("rescale_where_needed" if op.seldom else "rescale"), {}
+        macro = "rescale_where_needed" if op.seldom else "rescale"
+        if self.buffers[op.dst].space == "tensor":
+            return f"{macro}_tensor", {"place": self.place(op.dst), "cols": self.buffers[op.dst].cols}
+        return macro, {}
 
     def view_weights(self, op):
         return ("weights" if op.weights == op.scores else "weights_convert"), {}
 
     def view_convert(self, op):
-        space = self.buffers[op.dst].space
+        space, source = self.buffers[op.dst].space, self.buffers[op.src].space
+        if "tensor" in (space, source):
+            name = op.dst if space == "tensor" else op.src
+            fields = {"place": self.place(name), "cols": self.buffers[name].cols, "tile": self.tiles.get(op.dst)}
+            return f"convert_{source}_{space}", fields
+        if space == "shared" and op.dst not in self.tiles:
+            return "convert_rows_shared", {}
         fields = {"tile": self.tiles.get(op.dst), "mma": self.product_of.get(op.src), "barrier": self.staging_barrier}
         return f"convert_{space}", fields
 
@@ -358,10 +399,10 @@ def private_buffers(schedule: Schedule) -> dict[str, int]:
     out: dict[str, int] = {}
     for role in schedule.roles:
         for op in operations(role.body):
-            if isinstance(op, l3.Mma) and role.groups > 0:
+            if isinstance(op, l3.Mma):
                 a = schedule.buffer(op.a)
-                if a.space == "shared" and a.rows == role.groups * role.rows_per_group:
-                    out[a.name] = role.groups
+                if a.space == "shared" and a.rows == schedule.tile_m:
+                    out[a.name] = parts(schedule)
     for b in schedule.buffers:
         if b.alias in out:
             out[b.name] = out[b.alias]

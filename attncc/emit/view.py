@@ -81,6 +81,11 @@ class ChannelView:
     boxes: int
     producer: str
     consumer: str
+    parts: int = 1
+    """Rings of a private channel, one for each part of the query tile: `parts` full barriers, then as many empty ones."""
+    full_arrivals: int = 1
+    empty_arrivals: int = 1
+    """Of a private channel: warps that arrive to mark a stage full or empty (1 where products do)."""
 
     @property
     def limit(self) -> str:
@@ -109,6 +114,21 @@ class MmaView:
     rows: int
     cols: int
     depth: int
+    column: int = 0
+    pitch: int = 0
+    """Place of `dst` in tensor memory."""
+    a_column: int = 0
+    a_pitch: int = 0
+    """Place of `a` there."""
+
+
+@dataclass(frozen=True)
+class PhaseView:
+    """A role's place in private rings: phases of `count` of them, `start` at first."""
+
+    name: str
+    count: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -132,6 +152,7 @@ class RoleView:
     products: tuple[Step, ...]
     registers: tuple[Step, ...]
     channels: tuple[ChannelView, ...]
+    phases: tuple[PhaseView, ...] = ()
 
     @property
     def frame(self) -> Step:
@@ -180,6 +201,14 @@ class View:
     """The most terms of the distance that a score stages in shared memory at once."""
     tables: tuple[object, ...]
     """The schedule's TileTable, when it has one."""
+    links: tuple[ChannelView, ...] = ()
+    """Private channels, between roles that compute."""
+    vectors: tuple[SharedTile, ...] = ()
+    """Shared buffers of one number a row."""
+    tensor_columns: int = 0
+    """Columns of tensor memory to allocate: a power of two."""
+    issuer: int = 0
+    """The warp that issues products into tensor memory."""
 
     @property
     def owners(self) -> tuple[SharedTile, ...]:
@@ -189,7 +218,8 @@ class View:
     @property
     def staging(self) -> tuple[int, ...]:
         """() or (numbers in shared memory that all groups stage at once,), each term for 64 rows and tile_n columns in whole warps."""
-        width = -(-(63 + self.schedule.tile_n) // 128) * 128
+        rows = max(role.group_rows for role in self.roles)
+        width = -(-(rows - 1 + self.schedule.tile_n) // 128) * 128
         return (self.staged * width * max(role.groups for role in self.roles),) if self.staged else ()
 
     @property

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from attncc.interp.tensor_memory import TensorMemory
 from attncc.ir import schedule as l3
-from attncc.ir.schedule_ops import buffers_read, buffers_written
-from attncc.ir.tile import REGISTER, SHARED
+from attncc.ir.schedule_ops import buffers_read, buffers_written, parts
+from attncc.ir.tile import REGISTER, SHARED, TENSOR
 
 FAULTS = ("deadlock", "overwritten", "unfinished", "uninitialised", "protocol", "barrier", "never read")
 
@@ -27,6 +28,11 @@ class Fault(Exception):
         self.kind, self.message = kind, message
 
 
+def ring_name(channel: l3.Channel, part: int) -> str:
+    """The ring of one part of a private channel."""
+    return f"{channel.name}.{part}"
+
+
 @dataclass(frozen=True)
 class Worker:
     """One warp group of a role, and its operations in order with the control flow resolved."""
@@ -35,6 +41,8 @@ class Worker:
     group: int
     threads: int
     ops: tuple
+    parts: tuple[int, ...] = ()
+    """The part of the query tile that each operation works on; the group's own when not given."""
 
     @property
     def name(self) -> str:
@@ -110,15 +118,37 @@ class Machine:
         self.buffers = {b.name: b for b in schedule.buffers}
         self.barriers = {b.name: b for b in schedule.barriers}
         self.barriers[l3.BLOCK_BARRIER] = l3.Barrier(l3.BLOCK_BARRIER, schedule.threads)
-        self.readers = {c.name: self._workers_of(c.consumer) for c in schedule.channels}
-        self.writers = {c.name: self._workers_of(c.producer) for c in schedule.channels}
+        self.rings = dict(self._rings())
+        self.readers = {name: self._workers_of(c.consumer, part) for name, (c, part) in self.rings.items()}
+        self.writers = {name: self._workers_of(c.producer, part) for name, (c, part) in self.rings.items()}
         self.own = [_Own() for _ in workers]
-        self.stages = {c.name: [_Stage() for _ in range(c.stages)] for c in schedule.channels}
+        self.stages = {name: [_Stage() for _ in range(c.stages)] for name, (c, _) in self.rings.items()}
+        self.tensor = TensorMemory(schedule)
         self.rounds: dict[tuple[str, int], tuple[int, int, frozenset[int]]] = {}
         self.flying: tuple[tuple[str, int], ...] = ()
 
-    def _workers_of(self, role: str) -> tuple[int, ...]:
-        return tuple(i for i, w in enumerate(self.workers) if w.role == role)
+    def _rings(self):
+        """(name, (channel, part)) of every ring: a private channel has one for each part, called `name.part`."""
+        for c in self.schedule.channels:
+            if c.private:
+                yield from ((ring_name(c, part), (c, part)) for part in range(parts(self.schedule)))
+            else:
+                yield c.name, (c, None)
+
+    def _workers_of(self, role: str, part: int | None) -> tuple[int, ...]:
+        """The workers of a role that have to do with a ring of `part` (None: of all)."""
+        found = tuple(i for i, w in enumerate(self.workers) if w.role == role)
+        return found if part is None or len(found) == 1 else tuple(i for i in found if self.workers[i].group == part)
+
+    def part(self, i: int) -> int:
+        """The part that worker `i`'s next operation works on."""
+        worker = self.workers[i]
+        return worker.parts[self.own[i].pc] if worker.parts else worker.group
+
+    def ring(self, i: int, name: str) -> str:
+        """The ring that channel `name` means in worker `i`'s next operation."""
+        channel = self.channels[name]
+        return ring_name(channel, self.part(i)) if channel.private else name
 
     def clone(self) -> Machine:
         new = Machine.__new__(Machine)
@@ -126,13 +156,14 @@ class Machine:
         new.own = [o.clone() for o in self.own]
         new.stages = {c: [s.clone() for s in ring] for c, ring in self.stages.items()}
         new.rounds = dict(self.rounds)
+        new.tensor = self.tensor.clone()
         return new
 
     def key(self) -> tuple:
         """Equal for equal states."""
         own = tuple((o.pc, o.arrived, o.meetings) for o in self.own)
         stages = tuple(s.key() for ring in self.stages.values() for s in ring)
-        return own, stages, tuple(sorted(self.rounds.items())), self.flying
+        return own, stages, tuple(sorted(self.rounds.items())), self.flying, self.tensor.key()
 
     def done(self, i: int) -> bool:
         return self.own[i].pc >= len(self.workers[i].ops)
@@ -152,6 +183,8 @@ class Machine:
             return isinstance(op, (l3.Acquire, l3.Wait))
         if isinstance(op, l3.Sync) and self.barriers[op.barrier].threads == self.workers[i].threads:
             return False  # a barrier inside one group
+        if any(self.tensor.is_shared(name) for name in buffers_written(op)):
+            return True
         return isinstance(op, VISIBLE)
 
     def step(self, i: int) -> bool:
@@ -174,8 +207,9 @@ class Machine:
             if own.products:
                 raise Fault("unfinished", f"{worker.name} ends while a product into {own.products[0][0]} is unfinished")
             for name in own.acquired:
-                raise Fault("protocol", f"{worker.name} ends with a stage of {name} acquired and not committed")
-        for name, channel in self.channels.items():
+                if not self.rings[name][0].private:  # its buffer may be used to the end
+                    raise Fault("protocol", f"{worker.name} ends with a stage of {name} acquired and not committed")
+        for name, (channel, _) in self.rings.items():
             made = max((self.own[i].filled.get(name, 0) for i in self.writers[name]), default=0)
             for i in self.readers[name]:
                 seen = self.own[i].used.get(name, 0) + (name in self.own[i].waited)
@@ -221,16 +255,19 @@ class Machine:
         if product:
             shared = tuple(p for p in (self._ring_position(i, n) for n in (op.a, op.b)) if p is not None)
             registers = tuple(n for n in (op.a, op.b) if self.buffers[n].space == REGISTER)
-            if op.asynchronous:
+            if op.asynchronous and self.buffers[op.dst].space != TENSOR:
                 own.products = (*own.products, (op.dst, registers, shared))
         own.known = own.known.union(n for n in buffers_written(op) if self.buffers[n].space == REGISTER)
 
     def _ring_position(self, i: int, name: str) -> tuple[str, int] | None:
         channel = self.channel_of.get(name)
-        return None if channel is None else (channel.name, self.own[i].used.get(channel.name, 0))
+        return None if channel is None or channel.private else (channel.name, self.own[i].used.get(channel.name, 0))
 
     def _read(self, i: int, name: str, product: bool) -> None:
         own, buffer = self.own[i], self.buffers[name]
+        if self._is_handed_on(name):
+            self._hold(i, name, "unfinished")
+            return self._judge(i, self.tensor.read(name, self.part(i)))
         if buffer.space == SHARED:
             return self._read_shared(i, name)
         if name not in own.known:
@@ -241,6 +278,9 @@ class Machine:
 
     def _write(self, i: int, name: str, product: bool) -> None:
         own = self.own[i]
+        if self._is_handed_on(name):
+            self._hold(i, name, "overwritten")
+            return self.tensor.write(name, self.part(i))
         if self.buffers[name].space == SHARED:
             return self._write_shared(i, name)
         for dst, registers, _ in own.products:
@@ -248,6 +288,20 @@ class Machine:
                 raise self.fail("overwritten", i, f"{name} is written while an unfinished product reads it")
             if dst == name and not product:
                 raise self.fail("unfinished", i, f"{name} is written while the product into it was not waited for")
+
+    def _is_handed_on(self, name: str) -> bool:
+        """Whether a buffer goes from role to role part by part."""
+        return name in self.channel_of and self.channel_of[name].private
+
+    def _hold(self, i: int, name: str, kind: str) -> None:
+        """Worker `i` must own the part of the buffer: acquired and not committed, or waited for and not released."""
+        ring, own = self.ring(i, self.channel_of[name].name), self.own[i]
+        if ring not in own.acquired and ring not in own.waited:
+            raise self.fail(kind, i, f"{name} is used without a wait for its channel")
+
+    def _judge(self, i: int, found: tuple[str, str] | None) -> None:
+        if found is not None:
+            raise self.fail(found[0], i, found[1])
 
     def _read_shared(self, i: int, name: str) -> None:
         channel = self.channel_of.get(name)
@@ -282,23 +336,23 @@ class Machine:
 
 
 def _acquire(m: Machine, i: int, op: l3.Acquire):
-    own, channel = m.own[i], m.channels[op.channel]
-    if op.channel in own.acquired:
+    own, channel, ring = m.own[i], m.channels[op.channel], m.ring(i, op.channel)
+    if ring in own.acquired:
         raise m.fail("protocol", i, "the stage acquired before was not committed")
-    position = own.filled.get(op.channel, 0)
-    stage = m.stage(op.channel, position)
+    position = own.filled.get(ring, 0)
+    stage = m.stage(ring, position)
     if channel.kind == "cp_async":
-        if any(m.own[r].used.get(op.channel, 0) <= position - channel.stages for r in m.readers[op.channel]):
+        if any(m.own[r].used.get(ring, 0) <= position - channel.stages for r in m.readers[ring]):
             return False
-        for r in m.readers[op.channel]:
+        for r in m.readers[ring]:
             stage.left[r] = -1
     else:
         uses = position // channel.stages
         if stage.empty < uses:
             return False
         if stage.empty > uses:
-            raise m.fail("protocol", i, f"a stage of {op.channel} was emptied more often than filled")
-    own.acquired[op.channel] = False
+            raise m.fail("protocol", i, f"a stage of {ring} was emptied more often than filled")
+    own.acquired[ring] = False
     return True
 
 
@@ -329,22 +383,22 @@ def _copy(m: Machine, i: int, op: l3.Copy):
 
 
 def _commit(m: Machine, i: int, op: l3.Commit):
-    own, channel = m.own[i], m.channels[op.channel]
-    position = own.filled.get(op.channel, 0)
+    own, channel, ring = m.own[i], m.channels[op.channel], m.ring(i, op.channel)
+    position = own.filled.get(ring, 0)
     if channel.kind == "cp_async":
         own.groups = (*own.groups, own.open_group)
         own.open_group = ()
-        own.acquired.pop(op.channel, None)
+        own.acquired.pop(ring, None)
     else:
-        if op.channel not in own.acquired:
-            raise m.fail("protocol", i, f"a commit to {op.channel} without an acquired stage")
-        if channel.kind == "tma" and not own.acquired[op.channel]:
-            raise m.fail("protocol", i, f"a commit to {op.channel} without a copy: its bytes would never arrive")
-        del own.acquired[op.channel]
-        stage = m.stage(op.channel, position)
+        if ring not in own.acquired:
+            raise m.fail("protocol", i, f"a commit to {ring} without an acquired stage")
+        if channel.kind == "tma" and not own.acquired[ring]:
+            raise m.fail("protocol", i, f"a commit to {ring} without a copy: its bytes would never arrive")
+        del own.acquired[ring]
+        stage = m.stage(ring, position)
         stage.committed = True
         m._complete(stage)
-    own.filled[op.channel] = position + 1
+    own.filled[ring] = position + 1
     return True
 
 
@@ -359,43 +413,43 @@ def _copy_wait(m: Machine, i: int, op: l3.CopyWait):
 
 
 def _wait(m: Machine, i: int, op: l3.Wait):
-    own, channel = m.own[i], m.channels[op.channel]
-    position = own.used.get(op.channel, 0)
-    stage = m.stage(op.channel, position)
+    own, channel, ring = m.own[i], m.channels[op.channel], m.ring(i, op.channel)
+    position = own.used.get(ring, 0)
+    stage = m.stage(ring, position)
     if channel.kind == "cp_async":
-        if any(m.own[w].filled.get(op.channel, 0) <= position for w in m.writers[op.channel]):
+        if any(m.own[w].filled.get(ring, 0) <= position for w in m.writers[ring]):
             return False
-        for w in m.writers[op.channel]:
+        for w in m.writers[ring]:
             stage.parts[w] = (stage.parts.get(w, (position, None))[0], m.own[w].meetings)
     else:
-        if op.channel in own.waited:
-            raise m.fail("protocol", i, f"{op.channel} was waited for and not released")
+        if ring in own.waited:
+            raise m.fail("protocol", i, f"{ring} was waited for and not released")
         uses = position // channel.stages
         if stage.full <= uses:
             return False
         if stage.full > uses + 1:
-            raise m.fail("overwritten", i, f"tile {position} of {op.channel} was overwritten before this worker read it")
-    own.waited = own.waited | {op.channel}
+            raise m.fail("overwritten", i, f"tile {position} of {ring} was overwritten before this worker read it")
+    own.waited = own.waited | {ring}
     return True
 
 
 def _release(m: Machine, i: int, op: l3.Release):
-    own, channel = m.own[i], m.channels[op.channel]
-    position = own.used.get(op.channel, 0)
-    if any((op.channel, position) in shared for _, _, shared in own.products):
-        raise m.fail("overwritten", i, f"{op.channel} is released while an unfinished product reads it")
-    stage = m.stage(op.channel, position)
+    own, channel, ring = m.own[i], m.channels[op.channel], m.ring(i, op.channel)
+    position = own.used.get(ring, 0)
+    if any((ring, position) in shared for _, _, shared in own.products):
+        raise m.fail("overwritten", i, f"{ring} is released while an unfinished product reads it")
+    stage = m.stage(ring, position)
     if channel.kind == "cp_async":
         stage.left[i] = own.meetings
     else:
-        if op.channel not in own.waited:
-            raise m.fail("protocol", i, f"{op.channel} is released without a wait")
+        if ring not in own.waited:
+            raise m.fail("protocol", i, f"{ring} is released without a wait")
         stage.arrivals += 1
         if stage.arrivals == channel.arrivals:
             stage.arrivals = 0
             stage.empty += 1
-    own.waited = own.waited - {op.channel}
-    own.used[op.channel] = position + 1
+    own.waited = own.waited - {ring}
+    own.used[ring] = position + 1
     return True
 
 

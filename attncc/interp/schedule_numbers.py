@@ -10,6 +10,7 @@ from attncc.interp.run_tile import WEIGHTS
 from attncc.interp.schedule_machine import Machine
 from attncc.interp.schedule_trace import Call, Step
 from attncc.ir import schedule as l3
+from attncc.ir.schedule_ops import parts
 from attncc.ir.tile import ELEMENT, LSE, Finalize, Mask, Score, Store, Weights
 from attncc.lower.tile_to_schedule import ROW_MAX, ROW_SUM
 
@@ -32,9 +33,13 @@ class Numbers:
         self.registers: list[dict[str, torch.Tensor]] = [{} for _ in machine.workers]
         self.shared: dict[tuple[str, int], torch.Tensor] = {}
         self.coming: dict[tuple, torch.Tensor] = {}
+        self.handed: dict[tuple[str, int], torch.Tensor] = {}
+        """By buffer and part: what roles hand on to each other."""
+        self.part = 0
 
     def apply(self, i: int, step: Step) -> None:
         """The effect of a step that worker `i` has just made."""
+        self.part = step.part
         rule = RULES.get(type(step.op))
         if rule is not None:
             rule(self, i, step.op, step.env)
@@ -49,15 +54,31 @@ class Numbers:
     def operand(self, i: int, name: str, own_rows: bool) -> torch.Tensor:
         """An operand of a product: a register tile, or the current stage of a channel (the worker's own rows of it)."""
         channel = self.machine.channel_of.get(name)
-        if channel is None:
-            return self.registers[i][name]
+        if channel is None or channel.private:
+            return self.get(i, name)
         tile = self.shared[channel.name, self.machine.own[i].used.get(channel.name, 0) % channel.stages]
         return tile[:, self.rows(i)] if own_rows else tile
 
     def rows(self, i: int) -> slice:
-        worker = self.machine.workers[i]
-        count = self.roles[worker.role].rows_per_group
-        return slice(worker.group * count, (worker.group + 1) * count)
+        schedule = self.machine.schedule
+        count = schedule.tile_m // parts(schedule)
+        return slice(self.part * count, (self.part + 1) * count)
+
+    def get(self, i: int, name: str) -> torch.Tensor:
+        """A register buffer of worker `i`, or the part at hand of a buffer that roles hand on."""
+        channel = self.machine.channel_of.get(name)
+        return self.handed[name, self.part] if channel is not None and channel.private else self.registers[i][name]
+
+    def put(self, i: int, name: str, value: torch.Tensor) -> None:
+        """As `get`. What lay in the same columns of tensor memory is NaN from then on."""
+        channel = self.machine.channel_of.get(name)
+        if channel is None or not channel.private:
+            self.registers[i][name] = value
+            return
+        for other in self.machine.tensor.overlaps.get((name, self.part), ()):
+            if other in self.handed:
+                self.handed[other] = torch.full_like(self.handed[other], NAN)
+        self.handed[name, self.part] = value
 
     def tile(self, op: l3.Copy, env) -> torch.Tensor:
         """The tile that a Copy reads, rows and columns past the end zero."""
@@ -112,13 +133,13 @@ def _arrives(n: Numbers, key: tuple[str, int, int]) -> None:
 def _fill(n: Numbers, i: int, op: l3.Fill, env) -> None:
     buffer = n.machine.buffers[op.dst]
     shape = (env["b"].shape[0], buffer.rows, buffer.cols)
-    n.registers[i][op.dst] = torch.full(shape, op.value, dtype=n.call.dtype)
+    n.put(i, op.dst, torch.full(shape, op.value, dtype=n.call.dtype))
 
 
 def _mma(n: Numbers, i: int, op: l3.Mma, env) -> None:
     a, b = n.operand(i, op.a, own_rows=True), n.operand(i, op.b, own_rows=False)
     product = a @ (b.transpose(-1, -2) if op.transposed else b)
-    n.registers[i][op.dst] = n.registers[i][op.dst] + product if op.accumulate else product
+    n.put(i, op.dst, n.get(i, op.dst) + product if op.accumulate else product)
 
 
 def _score(n: Numbers, i: int, op: Score, env) -> None:
@@ -156,15 +177,17 @@ def _weights(n: Numbers, i: int, op: Weights, env) -> None:
 
 
 def _rescale(n: Numbers, i: int, op: l3.Rescale, env) -> None:
-    n.registers[i][op.dst] = n.registers[i][op.dst] * n.registers[i][op.factor]
+    n.put(i, op.dst, n.get(i, op.dst) * n.get(i, op.factor))
 
 
 def _convert(n: Numbers, i: int, op: l3.Convert, env) -> None:
-    value = n.registers[i][op.src]
+    value = n.get(i, op.src)
+    if op.factor is not None:
+        value = value * n.get(i, op.factor)
     buffer = n.machine.buffers[op.dst]
     if n.round_weights and buffer.dtype in TORCH_TYPES:
         value = value.to(TORCH_TYPES[buffer.dtype]).to(n.call.dtype)
-    n.registers[i][op.dst] = value
+    n.put(i, op.dst, value)
     for (name, stage), tile in n.shared.items():
         if buffer.alias is not None and n.machine.channels[name].buffer == buffer.alias:
             n.shared[name, stage] = tile.clone()

@@ -17,6 +17,7 @@ from attncc.interp.tile_classes import table_tensors, tile_environment
 from attncc.ir import schedule as l3
 from attncc.ir.attention import Attention
 from attncc.ir.expr import Expr
+from attncc.ir.schedule_ops import parts
 from attncc.ir.tile import ColLet, Let, RowLet
 
 MOST_ITERATIONS = 1 << 16
@@ -53,6 +54,8 @@ class Step:
 
     op: object
     env: dict[str, object]
+    part: int = 0
+    """The part of the query tile that it works on: the worker's group, or that of a ForParts."""
 
 
 def call_of(schedule: l3.Schedule, batch: int, seq_q: int, seq_kv: int, inputs, dtype, strict=False) -> Call:
@@ -90,9 +93,10 @@ def trace(schedule: l3.Schedule, call: Call, blocks: dict[str, torch.Tensor]) ->
             env = dict(call.env, **blocks, group=group)
             rows = torch.arange(role.rows_per_group).view(1, -1, 1)
             env["q_idx"] = blocks["q_tile"] * schedule.tile_m + group * role.rows_per_group + rows
-            path = _Path(schedule, call, elected=group == 0)
+            path = _Path(schedule, call, group)
             path.walk(role.body, env)
-            workers.append(Worker(role.name, group, role.warps * 32 // max(role.groups, 1), tuple(s.op for s in path.steps)))
+            ops, at = tuple(s.op for s in path.steps), tuple(s.part for s in path.steps)
+            workers.append(Worker(role.name, group, role.warps * 32 // max(role.groups, 1), ops, at))
             steps.append(tuple(path.steps))
     return tuple(workers), tuple(steps)
 
@@ -100,9 +104,10 @@ def trace(schedule: l3.Schedule, call: Call, blocks: dict[str, torch.Tensor]) ->
 class _Path:
     """The way of one worker through its role's body."""
 
-    def __init__(self, schedule: l3.Schedule, call: Call, elected: bool):
-        self.schedule, self.call, self.elected = schedule, call, elected
-        self.tma = {c.name for c in schedule.channels if c.kind != "cp_async"}
+    def __init__(self, schedule: l3.Schedule, call: Call, group: int):
+        self.schedule, self.call, self.part = schedule, call, group
+        self.elected = group == 0
+        self.tma = {c.name for c in schedule.channels if c.kind != "cp_async" and not c.private}
         self.steps: list[Step] = []
 
     def walk(self, body: tuple, env: dict[str, object]) -> dict[str, object]:
@@ -118,9 +123,20 @@ class _Path:
                     raise ValueError(f"loop `{op.label}` runs {end - begin} times")
                 for t in range(begin, end):
                     self.walk(op.body, {**env, op.counter: t})
+            elif isinstance(op, l3.ForParts):
+                self.walk_parts(op, env)
             elif not (isinstance(op, (l3.Acquire, l3.Copy, l3.Commit)) and op.channel in self.tma and not self.elected):
-                self.steps.append(Step(op, env))
+                self.steps.append(Step(op, env, self.part))
         return env
+
+    def walk_parts(self, op: l3.ForParts, env: dict[str, object]) -> None:
+        before, count = self.part, parts(self.schedule)
+        rows = self.schedule.tile_m // count
+        for part in range(count):
+            self.part = part
+            q_idx = env["q_tile"] * self.schedule.tile_m + part * rows + torch.arange(rows).view(1, -1, 1)
+            self.walk(op.body, {**env, l3.GROUP_VARIABLE: part, "q_idx": q_idx})
+        self.part = before
 
     def bind(self, op, env: dict[str, object]) -> dict[str, object]:
         env = {**env, op.name: self.call.value(op.expr, env)}

@@ -15,7 +15,7 @@ from attncc.ir import schedule as l3
 from attncc.ir.attention import SIZE_VARIABLES
 from attncc.ir.check_expr import IllegalProgram
 from attncc.ir.expr import tensors, variables
-from attncc.ir.schedule_ops import buffers_read, buffers_written, expressions, names_read, operations, shared_bytes
+from attncc.ir.schedule_ops import buffers_read, buffers_written, expressions, names_read, operations, shared_bytes, shared_columns, tensor_places
 from attncc.ir.schedule_walk import SAMPLES, walk_problems
 from attncc.ir.tile import ELEMENT, REGISTER, TILE_COUNT, TILE_LIST, ColLet, Let, Mask, RowLet, Score
 
@@ -98,7 +98,7 @@ def _channels(s: l3.Schedule) -> Iterator[str]:
             continue
         size = buffer.rows * buffer.cols * ELEMENT_BYTES[buffer.dtype]
         bytes_due = {"tma": size}.get(c.kind, 0)
-        arrivals_due = 0 if c.kind == "cp_async" else roles[c.consumer].groups
+        arrivals_due = 0 if c.kind == "cp_async" else 1 if c.private else roles[c.consumer].groups
         if c.bytes != bytes_due:
             yield f"channel {c.name} counts {c.bytes} bytes a stage, {bytes_due} arrive"
         if c.arrivals != arrivals_due:
@@ -159,7 +159,7 @@ def _body_bindings(role: str, body: tuple, bound: set[str]) -> Iterator[str]:
             bound.add(op.name)
         elif isinstance(op, l3.For):
             yield from _body_bindings(role, op.body, bound | {op.counter})
-        elif isinstance(op, l3.If):
+        elif isinstance(op, (l3.If, l3.ForParts)):
             yield from _body_bindings(role, op.body, bound)
 
 
@@ -169,8 +169,21 @@ def _memory(s: l3.Schedule, target: Target) -> Iterator[str]:
         yield f"{used} bytes of shared memory; a block may have {target.shared_limit}"
     spaces = {b.space for b in s.buffers} - set(target.memory_spaces)
     yield from (f"target {target.name} has no {space} memory" for space in sorted(spaces))
+    yield from _tensor_memory(s, target)
     if s.threads > target.max_threads:
         yield f"{s.threads} threads; a block may have {target.max_threads}"
+
+
+def _tensor_memory(s: l3.Schedule, target: Target) -> Iterator[str]:
+    """Places past the last column, and places of two buffers that share columns though neither lies over the other."""
+    places = tensor_places(s)
+    for (name, part), (begin, end) in places.items():
+        if begin < 0 or end > target.tensor_columns:
+            yield f"{name} of part {part} takes columns {begin} to {end} of tensor memory; there are {target.tensor_columns}"
+    owner = {b.name: b.alias or b.name for b in s.buffers}
+    for a, b in shared_columns(places):
+        if owner[a[0]] != owner[b[0]] or a[1] != b[1]:
+            yield f"{a[0]} of part {a[1]} and {b[0]} of part {b[1]} share columns of tensor memory"
 
 
 def _registers(s: l3.Schedule, target: Target) -> Iterator[str]:

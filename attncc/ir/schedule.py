@@ -22,6 +22,13 @@ be read until an MmaWait with few enough pending groups.
 **Weights** are made in place: SoftmaxStep and Weights (with `weights` = `scores`) turn the float32 score tile into weights; a
 Convert then rounds them into the MMA operand.
 
+**Tensor memory.** A buffer in space "tensor" lies in the memory of the tensor cores, which has one lane for each row of a part
+of the query tile. Part g (the rows of computing group g) starts at column `column + g * pitch`, counted in 32-bit columns. Roles that
+compute on it hold a part's rows one to a thread. Products into it are made in order by the role that issues them, and nothing
+of them is seen by others before a Commit or Release of that role, which takes effect when all its products so far are done.
+A `private` channel is a ring for each part: its operations mean the part at hand, which is the group's own, or that of a
+`ForParts`. The producer of such a channel owns the buffer between Acquire and Commit, the consumer between Wait and Release.
+
 **Expressions** use the L2 names plus names bound by Let; `block_x`, `block_y`, `block_z` are the block's indices, `group`
 the warp group's number within its role. A Let is visible from where it stands to the end of the body it stands in. The
 prelude binds `q_tiles`, `kv_tiles`, `q_tile`, `b`, `h`, `hkv`; `kv_tile` is bound where a tile is worked on.
@@ -51,7 +58,8 @@ CHANNEL_KINDS = ("tma", "cp_async", "mbarrier")
 class Buffer:
     """`stages` copies of rows x cols of `dtype`. `alias` names a buffer whose memory it shares (their lives do not overlap).
 
-    Register buffers hold the rows of one warp group (`rows` is then rows_per_group).
+    Register buffers hold the rows of one warp group (`rows` is then rows_per_group). Tensor buffers hold the rows of one part;
+    `column` and `pitch` are their place.
     """
 
     name: str
@@ -61,6 +69,8 @@ class Buffer:
     dtype: str
     stages: int = 1
     alias: str | None = None
+    column: int = 0
+    pitch: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ class Channel:
     consumer: str
     arrivals: int
     bytes: int
+    private: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,13 @@ class For:
     begin: Expr
     end: Expr
     label: str
+    body: tuple["Op", ...]
+
+
+@dataclass(frozen=True)
+class ForParts:
+    """The body once for each part of the query tile (the rows of each computing group), with `group` the part's number."""
+
     body: tuple["Op", ...]
 
 
@@ -175,7 +193,7 @@ class SetRegisters:
 
 @dataclass(frozen=True)
 class Fill:
-    """Every element of a register buffer := value (accumulators, row sums 0, row maxima -inf)."""
+    """Every element of a register or tensor buffer := value (accumulators, row sums 0, row maxima -inf)."""
 
     dst: str
     value: float
@@ -236,14 +254,19 @@ class Rescale:
 @dataclass(frozen=True)
 class Convert:
     """dst := src rounded to dst's dtype: register to register laid out as an MMA operand, or register to a shared buffer
-    (the group's own rows; made visible to asynchronous copies, so that after a Sync of the group a Store may read it)."""
+    (the group's own rows; made visible to asynchronous copies, so that after a Sync of the group a Store may read it). With
+    tensor memory also tensor to register, register to tensor, and tensor to shared.
+
+    `factor`: each row is multiplied by its number in that buffer first.
+    """
 
     dst: str
     src: str
+    factor: str | None = None
 
 
 Op = Union[
-    Let, RowLet, ColLet, If, For, Acquire, Copy, Commit, CopyWait, Wait, Release, Sync, Arrive, SetRegisters, Fill, Mma, MmaWait,
+    Let, RowLet, ColLet, If, For, ForParts, Acquire, Copy, Commit, CopyWait, Wait, Release, Sync, Arrive, SetRegisters, Fill, Mma, MmaWait,
     Score, Mask, SoftmaxStep, Weights, Rescale, Convert, Finalize, Store,
 ]  # fmt: skip
 

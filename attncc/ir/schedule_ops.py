@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from attncc.ir import schedule as l3
 from attncc.ir.expr import OPS, Expr, variables, walk
-from attncc.ir.tile import LSE, ColLet, Let, RowLet
+from attncc.ir.tile import LSE, TENSOR, ColLet, Let, RowLet
 
 STATISTICS = ("row_max", "row_sum")
 """Buffers that Finalize reads besides its accumulator (softmax only); it writes LSE."""
@@ -49,7 +49,7 @@ def drop_unused_lets(body: tuple) -> tuple:
 
     def keep(op):
         dead = isinstance(op, (Let, RowLet, ColLet)) and op.name not in used
-        empty = isinstance(op, (l3.If, l3.For)) and not op.body
+        empty = isinstance(op, (l3.If, l3.For, l3.ForParts)) and not op.body
         return () if dead or empty else (op,)
 
     smaller = rewrite(body, keep)
@@ -70,7 +70,9 @@ def buffers_read(op) -> tuple[str, ...]:
         return (op.dst, op.factor)
     if isinstance(op, l3.Finalize):
         return (op.accumulator, *(STATISTICS if op.kind == "softmax" else ()))
-    if isinstance(op, (l3.Convert, l3.Store)):
+    if isinstance(op, l3.Convert):
+        return (op.src,) if op.factor is None else (op.src, op.factor)
+    if isinstance(op, l3.Store):
         return (op.src,)
     return ()
 
@@ -102,6 +104,31 @@ def compute_role(schedule: l3.Schedule) -> l3.Role:
     """The role that owns the score tile (it has the SoftmaxStep or Weights)."""
     kinds = (l3.SoftmaxStep, l3.Weights)
     return next(r for r in schedule.roles if any(isinstance(op, kinds) for op in operations(r.body)))
+
+
+def parts(schedule: l3.Schedule) -> int:
+    """Parts of a query tile: the rows of each computing group are one."""
+    return compute_role(schedule).groups
+
+
+def tensor_places(schedule: l3.Schedule) -> dict[tuple[str, int], tuple[int, int]]:
+    """(buffer, part) -> (first column, column after the last) for everything in tensor memory. Elements of 16 bits go by twos."""
+    out = {}
+    for b in schedule.buffers:
+        if b.space == TENSOR:
+            width = b.cols if b.dtype == "f32" else b.cols // 2
+            for part in range(parts(schedule)):
+                begin = b.column + part * b.pitch
+                out[b.name, part] = (begin, begin + width)
+    return out
+
+
+def shared_columns(places: dict[tuple[str, int], tuple[int, int]]) -> tuple[tuple, ...]:
+    """Pairs of places that have columns in common, each pair once."""
+    items = list(places.items())
+    return tuple(
+        (a, b) for i, (a, (x, y)) in enumerate(items) for b, (u, v) in items[i + 1 :] if x < v and u < y
+    )
 
 
 def remark(schedule: l3.Schedule, by: str, text: str) -> l3.Schedule:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from attncc.ir import schedule as l3
 from attncc.ir.expr import BOOL, FLOAT
-from attncc.ir.schedule_ops import buffers_read, buffers_written, number
-from attncc.ir.tile import REGISTER, ColLet, Let, RowLet
+from attncc.ir.schedule_ops import buffers_read, buffers_written, number, parts
+from attncc.ir.tile import REGISTER, TENSOR, ColLet, Let, RowLet
 
 SAMPLES = ((1, 1), (70, 300), (300, 70), (257, 257), (513, 1000), (40, 0))
 """(seq_q, seq_kv) of the walks."""
@@ -62,6 +62,7 @@ class _Walk:
         self.schedule, self.role = schedule, role
         self.channels = {c.name: c for c in schedule.channels}
         self.buffers = {b.name: b for b in schedule.buffers}
+        self.part = 0
         self.count: Counter = Counter()
         self.waiting: Counter = Counter()
         self.open: dict[str, bool] = {}
@@ -101,6 +102,11 @@ class _Walk:
                 begin, end = self.value(op.begin, env), self.value(op.end, env)
                 for t in range(begin, min(end, begin + MOST_STEPS)):
                     self.body(op.body, {**env, op.counter: t})
+            elif isinstance(op, l3.ForParts):
+                for part in range(parts(self.schedule)):
+                    self.part = part
+                    self.body(op.body, {**env, l3.GROUP_VARIABLE: part})
+                self.part = 0
             else:
                 self.step(op)
 
@@ -112,7 +118,7 @@ class _Walk:
             self.read(op, name)
         for name in buffers_written(op):
             self.write(op, name)
-        if isinstance(op, l3.Mma) and op.asynchronous:
+        if isinstance(op, l3.Mma) and op.asynchronous and self.buffers[op.dst].space != TENSOR:
             self.products.append(op)
 
     def read(self, op, name: str) -> None:
@@ -132,31 +138,40 @@ class _Walk:
     def do_mmawait(self, op: l3.MmaWait) -> None:
         self.products = self.products[max(0, len(self.products) - op.pending) :]
 
+    def key(self, channel: str) -> str:
+        """The ring that a channel means where the walk stands: the first part's goes by the channel's name."""
+        return f"{channel}.{self.part}" if self.channels[channel].private and self.part else channel
+
     def do_acquire(self, op: l3.Acquire) -> None:
-        if op.channel in self.open:
+        key = self.key(op.channel)
+        if key in self.open:
             self.report(f"{op.channel} is acquired twice without a commit")
-        self.open[op.channel] = False
+        self.open[key] = False
 
     def do_copy(self, op: l3.Copy) -> None:
-        if op.channel not in self.open and self.channels[op.channel].kind != "cp_async":
+        key = self.key(op.channel)
+        if key not in self.open and self.channels[op.channel].kind != "cp_async":
             self.report(f"a copy into {op.channel} before a stage is acquired")
-        self.open[op.channel] = True
+        self.open[key] = True
 
     def do_commit(self, op: l3.Commit) -> None:
-        self.count["commit", op.channel] += 1
-        if not self.open.pop(op.channel, False) and self.channels[op.channel].kind == "tma":
+        key = self.key(op.channel)
+        self.count["commit", key] += 1
+        if not self.open.pop(key, False) and self.channels[op.channel].kind == "tma":
             self.report(f"a commit to {op.channel} without a copy into an acquired stage")
 
     def do_wait(self, op: l3.Wait) -> None:
-        if self.waiting[op.channel] and self.channels[op.channel].kind != "cp_async":
+        key = self.key(op.channel)
+        if self.waiting[key] and self.channels[op.channel].kind != "cp_async":
             self.report(f"{op.channel} is waited for twice without a release")
-        self.waiting[op.channel] = 1
+        self.waiting[key] = 1
 
     def do_release(self, op: l3.Release) -> None:
-        self.count["release", op.channel] += 1
-        if not self.waiting[op.channel] and self.channels[op.channel].kind != "cp_async":
+        key = self.key(op.channel)
+        self.count["release", key] += 1
+        if not self.waiting[key] and self.channels[op.channel].kind != "cp_async":
             self.report(f"{op.channel} is released without a wait")
-        self.waiting[op.channel] = 0
+        self.waiting[key] = 0
         buffer = self.channels[op.channel].buffer
         if any(buffer in (p.a, p.b) for p in self.products):
             self.report(f"{op.channel} is released while an unfinished product reads it")

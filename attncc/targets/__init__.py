@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from attncc.diagnostics import Span, did_you_mean, fail
 from attncc.targets.ampere import ADA, AMPERE
+from attncc.targets.blackwell import BLACKWELL
 from attncc.targets.hopper import HOPPER
 from attncc.targets.target import CAPABILITIES, Mma, Rates, RegisterPlan, Target
 
-TARGETS: dict[str, Target] = {t.name: t for t in (HOPPER, AMPERE, ADA)}
+TARGETS: dict[str, Target] = {t.name: t for t in (HOPPER, BLACKWELL, AMPERE, ADA)}
 """Every target, best first."""
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 
 from attncc.ir import schedule as l3
-from attncc.ir.schedule_ops import compute_role
+from attncc.ir.schedule_ops import compute_role, operations
 from attncc.targets import Target
 
 
@@ -24,7 +24,8 @@ def budget_registers(schedule: l3.Schedule, target: Target) -> l3.Schedule:
         return schedule
 
     def budget(role: l3.Role) -> l3.Role:
-        count = plan.compute if role is compute else plan.copy
+        corrects = any(isinstance(op, l3.Convert) for op in operations(role.body))
+        count = plan.compute if role is compute else plan.correct if corrects else plan.copy
         body = (l3.SetRegisters(count, grow=role is compute), *role.body)
         return dataclasses.replace(role, registers=count, body=body)
 

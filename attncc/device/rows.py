@@ -1,0 +1,111 @@
+"""Score tiles in registers where one thread owns a whole row: the functions of `attncc.device.softmax` for that ownership.
+
+Tensor memory has one lane for each of 128 rows, and the four warps of a group see 32 lanes each: thread i of a group owns row i. A
+score tile is a (1, columns) register tensor, and no value ever has to come from another lane. Sums and differences are made
+in pairs (FFMA2, FADD2).
+"""
+
+from cutlass import Float32, cute, range_constexpr
+
+from attncc.device import arith, softmax
+from attncc.device.softmax import no_lse, values, weigh  # noqa: F401
+
+LN_2 = softmax.LN_2
+ROWS = 128
+"""Rows of a part of the query tile, and threads of the group that works on it."""
+WORD = 32
+
+
+def row_offset(r: int) -> int:
+    return 0
+
+
+def column_offset(c: int) -> int:
+    return c
+
+
+def first_column(thread):
+    return 0
+
+
+def tile(columns: int):
+    """Registers for one row of a score tile."""
+    return cute.make_rmem_tensor((1, columns), Float32)
+
+
+def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool, slack: float = 0.0):
+    """One score tile of the online softmax, in place. Arguments as `softmax.step`."""
+    columns = cute.size(scores, mode=[1])
+    old = row_max[0]
+    largest = softmax.maximum([scores[0, c] for c in range(columns)] + ([] if first else [old]))
+    if slack and not first:
+        largest = arith.select((largest - old) * Float32(multiplier) <= Float32(slack), old, largest)
+    row_max[0] = largest
+    if guard:
+        largest = arith.select(largest == -Float32.inf, Float32(0.0), largest)
+    shift, scale = largest * Float32(-multiplier), Float32(multiplier)
+    for c in range(0, columns, 2):
+        pair = (scores[0, c], scores[0, c + 1])
+        a, b = cute.arch.fma_packed_f32x2(pair, (scale, scale), (shift, shift))
+        scores[0, c], scores[0, c + 1] = arith.exp2(a), arith.exp2(b)
+    if first:
+        row_sum[0] = total(scores)
+    else:
+        correction[0] = arith.exp2((old - largest) * Float32(multiplier))
+        row_sum[0] = cute.math.fma(row_sum[0], correction[0], total(scores))
+
+
+def total(scores):
+    """The sum of a row, by four chains of pairs."""
+    columns = cute.size(scores, mode=[1])
+    pairs = [(scores[0, c], scores[0, c + 1]) for c in range(0, columns, 2)]
+    chains = pairs[:4]
+    for i, pair in enumerate(pairs[4:]):
+        chains[i % 4] = cute.arch.add_packed_f32x2(chains[i % 4], pair)
+    while len(chains) > 1:
+        chains = [cute.arch.add_packed_f32x2(*chains[i : i + 2]) for i in range(0, len(chains), 2)]
+    return chains[0][0] + chains[0][1]
+
+
+def keep_below(scores, r: int, high):
+    """Elements in columns `high` and later := -inf."""
+    _keep_words(scores, lambda word: ~softmax._ones_from(high - WORD * word))
+
+
+def keep_from(scores, r: int, low):
+    """Elements in columns before `low` := -inf."""
+    _keep_words(scores, lambda word: softmax._ones_from(low - WORD * word))
+
+
+def keep_between(scores, r: int, low, high):
+    """`keep_from` and `keep_below`."""
+    _keep_words(scores, lambda word: softmax._ones_from(low - WORD * word) & ~softmax._ones_from(high - WORD * word))
+
+
+def _keep_words(scores, word_of):
+    softmax.keep_words(scores, 0, word_of)
+
+
+def factor(row_max, row_sum, lse, multiplier: float, sink=None):
+    """What the sums of a row have to be multiplied by in the end, 1 / l (0 without a key); `lse` is set. As `softmax.finalize`."""
+    top, length = row_max[0], row_sum[0]
+    empty = length == 0.0
+    exponent = arith.select(empty, Float32(0.0), top * Float32(multiplier))
+    shrink, nothing = Float32(1.0), -Float32.inf
+    if sink is not None:
+        nothing = sink[0]
+        extra = sink[0] * Float32(arith.LOG2_E)
+        highest = arith.fmax(exponent, extra)
+        shrink = arith.exp2(exponent - highest)
+        length = length * shrink + arith.exp2(extra - highest)
+        exponent = highest
+    lse[0] = arith.select(empty, nothing, (exponent + arith.log2(length)) * Float32(LN_2))
+    return arith.select(empty, Float32(0.0), shrink * arith.reciprocal(length))
+
+
+@cute.jit
+def store_rows(numbers, target, row, seq_q):
+    """Each thread writes its row's number of a vector over query positions, below `seq_q`."""
+    for r in range_constexpr(cute.size(numbers)):
+        if row < seq_q:
+            target[row] = numbers[r]
