@@ -8,6 +8,7 @@ template prints nested steps. Undefined names in a template are errors.
 from __future__ import annotations
 
 from pathlib import Path
+from types import CodeType
 
 import jinja2
 
@@ -32,8 +33,25 @@ def folder_of(view: View) -> str:
     return TARGETS[view.schedule.target].templates
 
 
+class _CompiledOnce(jinja2.BytecodeCache):
+    """The templates' code, compiled once in a process: a view needs an environment of its own, not templates of its own."""
+
+    def __init__(self):
+        self.codes: dict[tuple[str, str], CodeType] = {}
+
+    def load_bytecode(self, bucket) -> None:
+        bucket.code = self.codes.get((bucket.key, bucket.checksum))
+
+    def dump_bytecode(self, bucket) -> None:
+        self.codes[bucket.key, bucket.checksum] = bucket.code
+
+
+_COMPILED = _CompiledOnce()
+
+
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
+        bytecode_cache=_COMPILED,
         loader=jinja2.FileSystemLoader([str(f) for f in TEMPLATE_FOLDERS]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -17,6 +17,7 @@ Every other node applies an operator of `OPS` to its arguments.
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from dataclasses import dataclass
@@ -263,16 +264,24 @@ def rebuild(node: Expr, args: tuple[Expr, ...]) -> Expr:
 
 def walk(root: Expr) -> Iterator[Expr]:
     """Every distinct node below `root`, arguments before the nodes that use them, `root` last."""
+    return iter(_order(root))
+
+
+@functools.lru_cache(maxsize=1024)
+def _order(root: Expr) -> tuple[Expr, ...]:
+    """The interpreters and passes go through the same few expressions again and again."""
+    order: list[Expr] = []
     seen: set[Expr] = set()
     stack: list[tuple[Expr, bool]] = [(root, False)]
     while stack:
         node, ready = stack.pop()
         if ready:
-            yield node
+            order.append(node)
         elif node not in seen:
             seen.add(node)
             stack.append((node, True))
-            stack.extend((a, False) for a in reversed(node.args))
+            stack.extend([(a, False) for a in reversed(node.args)])
+    return tuple(order)
 
 
 def transform(root: Expr, rule: Callable[[Expr], Expr]) -> Expr:

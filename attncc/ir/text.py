@@ -85,6 +85,7 @@ def _node_classes() -> dict[str, type]:
     return found
 
 
+@functools.cache
 def _snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
@@ -176,8 +177,7 @@ _TOKEN = re.compile(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Token:
+class _Token(typing.NamedTuple):
     kind: str
     text: str
     start: int
@@ -216,13 +216,14 @@ class _Parser:
 
     def _scan(self, text: str) -> list[_Token]:
         tokens, at = [], 0
-        while at < len(text):
-            found = _TOKEN.match(text, at)
-            if not found:
-                raise self.error("unexpected character", at)
-            if found.lastgroup != "space":
-                tokens.append(_Token(found.lastgroup or "", found.group(), at))
-            at = found.end()
+        for found in _TOKEN.finditer(text):
+            if found.start() != at:  # finditer steps over what is no token
+                break
+            kind, at = found.lastgroup, found.end()
+            if kind != "space":
+                tokens.append(_Token(kind or "", found.group(), found.start()))
+        if at < len(text):
+            raise self.error("unexpected character", at)
         tokens.append(_Token("end", "", len(text)))
         return tokens
 
@@ -237,7 +238,8 @@ class _Parser:
         return self.tokens[self.at]
 
     def take(self, text: str) -> bool:
-        if self.token.kind in ("symbol", "name") and self.token.text == text:
+        token = self.tokens[self.at]
+        if token.text == text and token.kind in ("symbol", "name"):
             self.at += 1
             return True
         return False
