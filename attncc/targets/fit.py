@@ -33,18 +33,21 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
 
     That is a number for each of the thread's columns and one for each gathered element. With asynchronous products P is alive
     along with them (it belongs to the tile before), with synchronous ones it comes after; there the compiler keeps
-    the mask's column values too, and needs room to order the instructions of a long score. Weights by a function of their own, and
-    each number after the first that a mask reads for a key, take a few more.
+    the mask's column values too, and needs room to order the instructions of a long score. With asynchronous
+    ones it keeps what a mask reads for a key only if that is more than one number. Weights by a function of their own take a few more.
     """
     threads = target.group_warps * WARP_THREADS
     scores = group_rows * tile_n // threads
     if target.has("tensor_memory"):
-        return scores  # weights take the place of scores, the output stays in tensor memory
+        # weights take the place of scores, the output stays in tensor memory; a thread owns all columns of its row
+        kept = extra.columns + extra.gathers + (extra.mask_loads if extra.mask_loads > 1 else 0)
+        return scores + kept * tile_n + WORKING_REGISTERS * extra.weights
     output = group_rows * target.pad(dim_v) // threads
     kept = extra.columns * (tile_n // COLUMN_THREADS) + extra.gathers * scores
     if target.has("async_mma"):
-        working = WORKING_REGISTERS * (extra.weights + max(0, extra.mask_loads - 1))
-        return scores + output + scores // 2 + kept + working
+        if extra.mask_loads > 1:
+            kept += extra.mask_loads * (tile_n // COLUMN_THREADS)
+        return scores + output + scores // 2 + kept + WORKING_REGISTERS * extra.weights
     kept += extra.mask_columns * (tile_n // COLUMN_THREADS)
     slack = ORDER_REGISTERS if extra.instructions or extra.mask_columns > 1 else 0
     return scores + output + max(scores // 2, kept) + slack

@@ -8,25 +8,28 @@ from attncc.ir.expr import TRUE
 from attncc.targets.cost import element_cost
 from attncc.targets.fit import Tiles, fits, hints, shared_memory, splits
 from attncc.targets.model import resident_blocks, tile_cycles
-from attncc.targets.target import Target
+from attncc.targets.target import WARP_THREADS, Target
 
 SAMPLE = 4096
 """Keys of the query tile that candidates are compared on; a masked attention is taken to keep half of them."""
 COSTLY_TILE_N = 64
 """Longest key tile of synchronous products whose score or mask is not simple: the program of an element is unrolled over it, and twice
 the length takes twice the code, up to three times as long to compile, and all registers instead of half of them."""
+UNROLLED = 2048
+"""Most instructions for the elements that a thread unrolls of a tile with synchronous products: about 30 KiB of code for each loop."""
 MODEL_ERROR = 0.015
 """Candidates this close are equal to the model; the simpler one is taken."""
 
 
 def choose_tiles(attention: Attention, target: Target) -> Tiles:
     """The tiles for `attention`; hints of its `target` statement are kept to. AttnError E403 when a hint cannot be met."""
-    found = candidates(attention, target)
+    found = candidates(attention, target) or smallest(attention, target)
     if not found:
         raise AttnError(no_tile(attention, target))
     known = measured(attention, target)
     if known:
         return known
+    found = _short(found, attention, target)
     found = tuple(t for t in found if t.tile_n >= target.tile_n_least) or found
     costs = {tiles: cost_per_row(attention, target, tiles) for tiles in found}
     limit = min(costs.values()) * (1.0 + MODEL_ERROR)
@@ -35,8 +38,7 @@ def choose_tiles(attention: Attention, target: Target) -> Tiles:
 
 def measured(attention: Attention, target: Target) -> Tiles | None:
     """The shape that was measured to be best for these head dims, if it is legal; None with hints, or where the score is not simple."""
-    h = hints(attention, target)
-    if any(v is not None for v in (h.tile_m, h.tile_n, h.stages, h.warp_groups)) or not element_cost(attention).is_simple:
+    if any_hint(attention, target) or not element_cost(attention).is_simple:
         return None
     dims = target.pad(attention.dim_qk), target.pad(attention.dim_v)
     for dim_qk, dim_v, tile_m, tile_n, groups in target.measured:
@@ -83,6 +85,34 @@ def _shapes(a: Attention, target: Target, tile_m: int, tile_n: int):
         stages = _stages(a, target, tile_m, tile_n)
         if stages:
             yield Tiles(tile_m, tile_n, groups, rows, stages)
+
+
+def _short(found: tuple[Tiles, ...], attention: Attention, target: Target) -> tuple[Tiles, ...]:
+    """Those of `found` whose code stays short, else those with the fewest keys. With asynchronous products all of them: there
+    costly terms are few, or computed once for a block."""
+    if target.has("async_mma"):
+        return found
+    extra = element_cost(attention)
+    work = extra.instructions + extra.special
+    threads = target.group_warps * WARP_THREADS
+    least = min(t.tile_n for t in found)
+    short = tuple(t for t in found if t.group_rows * t.tile_n // threads * work <= UNROLLED)
+    return short or tuple(t for t in found if t.tile_n == least)
+
+
+def smallest(attention: Attention, target: Target) -> tuple[Tiles, ...]:
+    """The smallest tile that shared memory holds, for a score or mask that the model finds too large for any; none with hints."""
+    if any_hint(attention, target):
+        return ()
+    groups, rows = min(target.splits, key=lambda s: (s[1], s[0] * s[1]))
+    stages = _stages(attention, target, groups * rows, target.tile_n_step)
+    return (Tiles(groups * rows, target.tile_n_step, groups, rows, stages),) if stages else ()
+
+
+def any_hint(attention: Attention, target: Target) -> bool:
+    """Whether the user wants a shape."""
+    h = hints(attention, target)
+    return any(v is not None for v in (h.tile_m, h.tile_n, h.stages, h.warp_groups))
 
 
 def _stages(a: Attention, target: Target, tile_m: int, tile_n: int) -> int:

@@ -74,6 +74,20 @@ def test_synchronous_products_unroll_simple_scores_over_several_rows_of_matrices
     assert hinted.group_rows == 32
 
 
+def test_a_score_that_fits_no_tile_gets_the_smallest():
+    biases = "\n ".join(f"bias t{i}[q_idx, kv_idx]" for i in range(30))
+    tensors = "\n ".join(f"tensor t{i}: f32[seq_q, seq_kv]" for i in range(30))
+    a = load(f"attention a {{ heads q = 8, kv = 8\n dim 256\n dtype bf16\n {tensors}\n {biases} }}")
+    for target in (HOPPER, AMPERE):
+        assert candidates(a, target) == () and choose_tiles(a, target).tile_n == 16
+
+
+def test_a_long_score_is_unrolled_over_few_keys_by_synchronous_products():
+    line = "bias sum(cos((q_idx - kv_idx) * 0.01 * i) for i in 0..32)"
+    t = choose_tiles(load(f"attention a {{ heads q = 8, kv = 8\n dim 64\n dtype bf16\n {line} }}"), AMPERE)
+    assert t.tile_n <= 32
+
+
 def test_hints_are_kept_to():
     assert tiles(HOPPER, 128, 128, tile_n=64, tile_m=128) == (128, 64, 2)
     assert tiles(HOPPER, 128, 128, warp_groups=1) == (64, 128, 1)
