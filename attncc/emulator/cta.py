@@ -91,16 +91,21 @@ class Cta:
         size = offset + launch.shared_bytes
         data = np.full(size, 0xFF, np.uint8)
         granule = max(1, program.min_shared_access)
-        first = self.first_gid if self.rank == 0 else self.cluster.ctas[0].first_gid
-        shadow = Shadow(self.machine, "shared", size, granule, first, self._cluster_span(launch))
+        first, rows = self._reader_rows(launch)
+        shadow = Shadow(self.machine, "shared", size, granule, first, rows)
         self.shared = Region(f"shared memory of cta{self.index}", base, data, shadow)
 
-    def _cluster_span(self, launch) -> int:
-        """Rows of reader history: from the first to the last warp of the cluster (ranks along x are neighbours)."""
-        per = self.machine.warps_per_cta
-        if launch.cluster[1:] == (1, 1):
-            return per * launch.cluster[0]
-        return self.machine.total_warps
+    def _reader_rows(self, launch) -> tuple[int, int]:
+        """(first warp, count) of the reader history: the cluster's warps, or all of the grid's where they are not neighbours."""
+        if launch.cluster[1:] != (1, 1):
+            return 0, self.machine.total_warps
+        leader = self if self.rank == 0 else self.cluster.ctas[0]
+        return leader.first_gid, self.machine.warps_per_cta * len(range(*self._row(launch)))
+
+    def _row(self, launch) -> tuple[int, int]:
+        """x coordinates of the cluster that exist in the grid."""
+        start = self.cluster.index[0] * launch.cluster[0]
+        return start, min(start + launch.cluster[0], launch.grid[0])
 
     def _make_params(self, launch) -> None:
         data = np.frombuffer(launch.params, np.uint8)
