@@ -34,7 +34,8 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
     That is a number for each of the thread's columns and one for each gathered element. With asynchronous products P is alive
     along with them (it belongs to the tile before), with synchronous ones it comes after; there the compiler keeps
     the mask's column values too, and needs room to order the instructions of a long score. With asynchronous
-    ones it keeps what a mask reads for a key only if that is more than one number. Weights by a function of their own take a few more.
+    ones it keeps what a mask reads for a key only if that is more than one number, or along with gathered elements. Weights
+    by a function of their own take a few more.
     """
     threads = target.group_warps * WARP_THREADS
     scores = group_rows * tile_n // threads
@@ -47,6 +48,8 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
     if target.has("async_mma"):
         if extra.mask_loads > 1:
             kept += extra.mask_loads * (tile_n // COLUMN_THREADS)
+        if extra.gathers and extra.mask_columns:
+            kept += extra.mask_columns * (tile_n // COLUMN_THREADS) + ORDER_REGISTERS
         return scores + output + scores // 2 + kept + WORKING_REGISTERS * extra.weights
     kept += extra.mask_columns * (tile_n // COLUMN_THREADS)
     slack = ORDER_REGISTERS if extra.instructions or extra.mask_columns > 1 else 0
