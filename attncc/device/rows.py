@@ -14,6 +14,8 @@ LN_2 = softmax.LN_2
 ROWS = 128
 """Rows of a part of the query tile, and threads of the group that works on it."""
 WORD = 32
+CHAINS = 2
+"""Independent chains of a row's sum."""
 
 
 def row_offset(r: int) -> int:
@@ -33,38 +35,39 @@ def tile(columns: int):
     return cute.make_rmem_tensor((1, columns), Float32)
 
 
-def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool, slack: float = 0.0):
-    """One score tile of the online softmax, in place. Arguments as `softmax.step`."""
+def maximum(scores, row_max, correction, multiplier: float, first: bool, guard: bool, slack: float):
+    """The row's new maximum, and the factor for what was added up before. Arguments as `softmax.step`."""
     columns = cute.size(scores, mode=[1])
     old = row_max[0]
     largest = softmax.maximum([scores[0, c] for c in range(columns)] + ([] if first else [old]))
     if slack and not first:
         largest = arith.select((largest - old) * Float32(multiplier) <= Float32(slack), old, largest)
     row_max[0] = largest
-    if guard:
-        largest = arith.select(largest == -Float32.inf, Float32(0.0), largest)
-    shift, scale = largest * Float32(-multiplier), Float32(multiplier)
+    if not first:
+        correction[0] = arith.exp2((old - _base(largest, guard)) * Float32(multiplier))
+
+
+def _base(largest, guard: bool):
+    """A maximum that may be subtracted: 0 for a row without a key."""
+    return arith.select(largest == -Float32.inf, Float32(0.0), largest) if guard else largest
+
+
+def weights(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool):
+    """Scores become the weights 2**(multiplier * (x - m)) in place and enter the row's sum, two by two in `CHAINS` chains."""
+    columns = cute.size(scores, mode=[1])
+    shift, scale = _base(row_max[0], guard) * Float32(-multiplier), Float32(multiplier)
+    chains = [None] * CHAINS
+    if not first:
+        chains[0] = (row_sum[0] * correction[0], Float32(0.0))
     for c in range(0, columns, 2):
         pair = (scores[0, c], scores[0, c + 1])
         a, b = cute.arch.fma_packed_f32x2(pair, (scale, scale), (shift, shift))
-        scores[0, c], scores[0, c + 1] = arith.exp2(a), arith.exp2(b)
-    if first:
-        row_sum[0] = total(scores)
-    else:
-        correction[0] = arith.exp2((old - largest) * Float32(multiplier))
-        row_sum[0] = cute.math.fma(row_sum[0], correction[0], total(scores))
-
-
-def total(scores):
-    """The sum of a row, by four chains of pairs."""
-    columns = cute.size(scores, mode=[1])
-    pairs = [(scores[0, c], scores[0, c + 1]) for c in range(0, columns, 2)]
-    chains = pairs[:4]
-    for i, pair in enumerate(pairs[4:]):
-        chains[i % 4] = cute.arch.add_packed_f32x2(chains[i % 4], pair)
-    while len(chains) > 1:
-        chains = [cute.arch.add_packed_f32x2(*chains[i : i + 2]) for i in range(0, len(chains), 2)]
-    return chains[0][0] + chains[0][1]
+        a, b = arith.exp2(a), arith.exp2(b)
+        scores[0, c], scores[0, c + 1] = a, b
+        i = c // 2 % CHAINS
+        chains[i] = (a, b) if chains[i] is None else cute.arch.add_packed_f32x2(chains[i], (a, b))
+    low, high = chains[0] if CHAINS == 1 else cute.arch.add_packed_f32x2(*chains)
+    row_sum[0] = low + high
 
 
 def keep_below(scores, r: int, high):

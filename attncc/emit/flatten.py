@@ -362,6 +362,8 @@ class Flattener:
         return "fill", {"number": literal(op.value).replace("arith.INF", "Float32.inf")}
 
     def view_softmax_step(self, op):
+        if op.half != "both":
+            return f"softmax_{op.half}", {}
         return "softmax_step_first" if op.first else "softmax_step", {}
 
     def view_rescale(self, op):

@@ -155,18 +155,31 @@ def _mask(n: Numbers, i: int, op: Mask, env) -> None:
 def _softmax_step(n: Numbers, i: int, op: l3.SoftmaxStep, env) -> None:
     """Without the guard a row that has no key yet gives NaN, as on the device."""
     r = n.registers[i]
-    s = r[op.scores]
-    new = s.amax(-1, keepdim=True)
-    if not op.first:
-        new = torch.maximum(new, r[op.row_max])
-        new = torch.where(op.multiplier * (new - r[op.row_max]) <= op.slack, r[op.row_max], new) if op.slack else new
-    base = torch.where(new == -INFINITY, 0.0, new) if op.guard else new
-    r[op.scores] = weights = torch.exp2(op.multiplier * (s - base))
+    if op.half != "weights":
+        _softmax_maximum(r, op)
+    if op.half != "maximum":
+        _softmax_weights(r, op)
+
+
+def _base(r: dict, op: l3.SoftmaxStep) -> torch.Tensor:
+    return torch.where(r[op.row_max] == -INFINITY, 0.0, r[op.row_max]) if op.guard else r[op.row_max]
+
+
+def _softmax_maximum(r: dict, op: l3.SoftmaxStep) -> None:
+    new = r[op.scores].amax(-1, keepdim=True)
+    if op.first:
+        r[op.row_max] = new
+        return
+    old = r[op.row_max]
+    new = torch.maximum(new, old)
+    r[op.row_max] = torch.where(op.multiplier * (new - old) <= op.slack, old, new) if op.slack else new
+    r[op.correction] = torch.exp2(op.multiplier * (old - _base(r, op)))
+
+
+def _softmax_weights(r: dict, op: l3.SoftmaxStep) -> None:
+    r[op.scores] = weights = torch.exp2(op.multiplier * (r[op.scores] - _base(r, op)))
     total = weights.sum(-1, keepdim=True)
-    if not op.first:
-        r[op.correction] = factor = torch.exp2(op.multiplier * (r[op.row_max] - base))
-        total = total + r[op.row_sum] * factor
-    r[op.row_sum], r[op.row_max] = total, new
+    r[op.row_sum] = total if op.first else total + r[op.row_sum] * r[op.correction]
 
 
 def _weights(n: Numbers, i: int, op: Weights, env) -> None:

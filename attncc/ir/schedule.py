@@ -230,6 +230,7 @@ class SoftmaxStep:
     `guard`: a row may still have no kept key (its maximum may be -inf); false only where every row is known to keep one.
     `slack`: a row keeps its old m while the new maximum exceeds it by no more than this much in the exponent of 2, so that its
     weights reach 2**slack and its correction is exactly 1 (FlashAttention-4's lazy rescaling).
+    `half`: "maximum" sets m and the correction alone, "weights" then does the rest, so that others get the correction early.
     """
 
     scores: str
@@ -240,6 +241,7 @@ class SoftmaxStep:
     first: bool
     guard: bool
     slack: float = 0.0
+    half: str = "both"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Divides the computing role where products go to tensor memory: one warp issues them, groups of threads do softmax, a group corrects.
 
     before  role consumer { wait K; mma S = Q K^T; ...; softmax_step; rescale O; convert P; wait V; mma O += P V; finalize O; store }
-    after   role consumer   { wait TS; S := TS; release TS; ...; softmax_step; FACTOR := correction; TP := S; ...; FACTOR := 1 / l }
+    after   role consumer   { wait TS; S := TS; release TS; ...; maximum; FACTOR := correction; weights; TP := S; ...; FACTOR := 1 / l }
             role correction { TO := 0; for each tile { TO := TO * FACTOR }; OUT := TO * FACTOR; store OUT }
             role issuer     { wait K; for parts { TS := Q K^T }; for each tile { for parts { TO += TP V; TS := Q K^T } } }
             role producer   as it was
@@ -22,7 +22,7 @@ from attncc.formats import bytes_of
 from attncc.ir import schedule as l3
 from attncc.ir.expr import ONE, ZERO, apply, var
 from attncc.ir.schedule_ops import compute_role, drop_unused_lets, operations, rewrite
-from attncc.ir.tile import SHARED, TENSOR, Finalize, Let, Store
+from attncc.ir.tile import SHARED, TENSOR, Finalize, Let, Store, Weights
 from attncc.lower.tile_to_schedule import CORRECTION, TOTAL
 from attncc.targets import Target
 
@@ -116,13 +116,18 @@ class _Plan:
         if isinstance(op, (l3.Wait, l3.Release)) and op.channel in loads or isinstance(op, l3.MmaWait):
             return ()
         if isinstance(op, l3.SoftmaxStep):
-            return (dataclasses.replace(op, slack=SLACK),)
+            step = dataclasses.replace(op, slack=SLACK)
+            factor = () if op.first else hand_on(FACTOR, CORRECTION)
+            maximum, rest = dataclasses.replace(step, half="maximum"), dataclasses.replace(step, half="weights")
+            return (maximum, *factor, l3.Acquire(WEIGHTS), rest)
         if isinstance(op, l3.Fill) and op.dst == self.second.dst:
             return (l3.Fill(CORRECTION, 1.0),) if not self.online else ()
         if isinstance(op, l3.Rescale):
-            return hand_on(FACTOR, CORRECTION)
+            return ()
+        if isinstance(op, Weights):
+            return l3.Acquire(WEIGHTS), op
         if isinstance(op, l3.Convert):
-            return hand_on(WEIGHTS, op.src)
+            return l3.Convert(WEIGHTS, op.src), l3.Commit(WEIGHTS)
         if isinstance(op, Finalize):
             ones = (l3.Fill(CORRECTION, 1.0),) if self.online else ()
             return (*ones, dataclasses.replace(op, accumulator=CORRECTION), *hand_on(FACTOR, CORRECTION))
