@@ -25,6 +25,7 @@ class ElementCost:
     columns, mask_columns    values of a key that the score needs, and those that only the mask needs
     gathers                  tensors whose elements are read one by one
     mask_loads               numbers that the mask reads from a tensor for each key
+    mask_size                operators, names and numbers of the mask
     weights                  whether scores become weights without softmax, by a function of its own
     """
 
@@ -34,6 +35,7 @@ class ElementCost:
     mask_columns: int = 0
     gathers: int = 0
     mask_loads: int = 0
+    mask_size: int = 0
     weights: bool = False
 
     @property
@@ -63,6 +65,7 @@ def element_cost(attention: Attention) -> ElementCost:
         mask_columns=len(column_values(attention.mask) - columns),
         gathers=gathers,
         mask_loads=sum(n.op == "load" and KEY in names for n, names in dependences(attention.mask).items()),
+        mask_size=sum(1 for _ in walk(attention.mask)),
         weights=attention.reduction.kind not in ("softmax", "none"),
     )
 

@@ -13,6 +13,7 @@ PLAIN = ElementCost()
 """A score that is only scaled, and no mask."""
 ORDER_REGISTERS = 24
 WORKING_REGISTERS = 8
+LONG_MASK = 10
 COLUMN_THREADS = 4
 """Threads of a warp that share a row of an accumulator: each holds a quarter of the columns."""
 
@@ -33,7 +34,7 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
 
     That is a number for each of the thread's columns and one for each gathered element. With asynchronous products P is alive
     along with them (it belongs to the tile before), with synchronous ones it comes after; there the compiler keeps
-    the mask's column values too, and needs room to order the instructions of a long score. With asynchronous
+    the mask's column values too, and needs room to order the instructions of a long score or mask. With asynchronous
     ones it keeps what a mask reads for a key only if that is more than one number, or along with gathered elements. Weights
     by a function of their own take a few more.
     """
@@ -52,7 +53,8 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
             kept += extra.mask_columns * (tile_n // COLUMN_THREADS) + ORDER_REGISTERS
         return scores + output + scores // 2 + kept + WORKING_REGISTERS * extra.weights
     kept += extra.mask_columns * (tile_n // COLUMN_THREADS)
-    slack = ORDER_REGISTERS if extra.instructions or extra.mask_columns > 1 else 0
+    long_mask = extra.mask_columns > 1 or (extra.mask_columns and (extra.mask_loads or extra.mask_size > LONG_MASK))
+    slack = ORDER_REGISTERS if extra.instructions or long_mask else 0
     return scores + output + max(scores // 2, kept) + slack
 
 
