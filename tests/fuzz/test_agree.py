@@ -11,11 +11,12 @@ CHUNKS, CASES = 12, 44
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_generated_specs_agree(chunk, tmp_path):
-    """Each spec through L1 and L2, and through L3 of one target, which changes from case to case; half of them after every pass."""
+    """Each spec through L1 and L2, and through L3 of one target, which changes from case to case; after every pass for a third of
+    the seeds, a number that shares no factor with the number of targets, so that each of them has some."""
     targets = emitted_targets()
 
     def run(case):
-        return examine(case, (targets[case.seed % len(targets)],), every_pass=case.seed % 2 == 0)
+        return examine(case, (targets[case.seed % len(targets)],), every_pass=case.seed % 3 == 0)
 
     summary = fuzz(cases=CASES, seed=1000 * chunk, run=run, directory=tmp_path)
     assert summary.ok, f"{summary.finding}\n{summary.file.read_text().splitlines()[0]}"
