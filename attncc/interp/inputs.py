@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 
 from attncc.diagnostics import AttnError, Diagnostic, did_you_mean
@@ -16,7 +18,7 @@ TORCH_TYPES: dict[str, torch.dtype] = {
 """Storage formats of tensor arguments and of q, k, v."""
 
 
-def sizes(attention: Attention, q: torch.Tensor, k: torch.Tensor) -> dict[str, int]:
+def sizes(attention: Attention | None, q: torch.Tensor, k: torch.Tensor) -> dict[str, int]:
     """The run-time sizes an expression may name."""
     seq_q, seq_kv = q.shape[1], k.shape[1]
     return {"batch": q.shape[0], "seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q}
@@ -41,6 +43,14 @@ def check_inputs(attention: Attention, q, k, v, inputs: dict, *, any_float: bool
         problems += _check_tensor(decl, inputs.get(decl.name), env, any_float, ranges)
     for decl in attention.scalars:
         problems += _check_scalar(decl, inputs.get(decl.name), env)
+    if problems:
+        raise AttnError(*problems)
+
+
+def check_promises(decls: Iterable[TensorDecl], inputs: Mapping[str, torch.Tensor], q, k) -> None:
+    """E320 for every tensor of the right type and shape that breaks its `in low..high` or `sorted`; a pass over the data."""
+    env = sizes(None, q, k)
+    problems = [p for d in decls for p in _check_promises(d, inputs[d.name], env)]
     if problems:
         raise AttnError(*problems)
 
@@ -108,7 +118,7 @@ def _check_promises(decl: TensorDecl, x: torch.Tensor, env: dict[str, int]):
         bad = ~ok(x.detach(), limit)
         if bool(bad.any()):
             where = tuple(torch.nonzero(bad)[0].tolist())
-            message = f"`{decl.name}`{list(where)} is {x[where].item()}; the declared range asks for {word} {limit}"
+            message = f"`{decl.name}`{list(where) or ''} is {x[where].item()}; the declared range asks for {word} {limit}"
             yield _problem("E320", message, decl.name, "correct the data, or the range in the text")
             return
     if decl.is_sorted and x.shape[-1] > 1:

@@ -8,6 +8,7 @@ from attncc.diagnostics import fail
 from attncc.ir.attention import Attention
 from attncc.lower.tree_to_attention import lower
 from attncc.syntax import parse
+from attncc.syntax.parser import MAX_TEXT
 
 __all__ = ["load", "lower", "read"]
 
@@ -17,11 +18,14 @@ def read(path_or_text) -> tuple[str, str]:
     if isinstance(path_or_text, str) and ("{" in path_or_text or "\n" in path_or_text):
         return path_or_text, "<text>"
     try:
-        data = Path(path_or_text).read_bytes()
+        with Path(path_or_text).open("rb") as file:  # a device or a pipe may have no end
+            data = file.read(4 * MAX_TEXT + 1)
     except (OSError, ValueError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         hint = "give the path of an .attn file, or a text that holds `attention name { ... }`"
-        raise fail("E003", f"cannot read {str(path_or_text)!r}: {reason}", hint=hint) from None
+        raise fail("E003", f"cannot read {str(path_or_text)[:200]!r}: {reason}", hint=hint) from None
+    if len(data) > 4 * MAX_TEXT:
+        raise fail("E003", f"{path_or_text} is longer than any text may be: the limit is {MAX_TEXT} characters")
     try:
         return data.decode("utf-8"), str(path_or_text)
     except UnicodeDecodeError as error:

@@ -106,11 +106,11 @@ def _tensor(name: str, value, rank: int, dtype: str, span=None, what: str = "") 
     """E303, E304 and E312 for one tensor."""
     if not isinstance(value, torch.Tensor):
         raise _bad(
-            "E303", name, f"`{name}` must be a torch tensor, but it is of type {type(value).__name__}", None, span
+            "E303", name, f"`{name}` must be a torch tensor, but it is of type {type(value).__name__}", "pass a torch tensor", span
         )
     if value.dim() != rank:
         found = f"`{name}` has {value.dim()} dimension(s), shape {tuple(value.shape)}; expected {rank}{what}"
-        raise _bad("E312", name, found, None, span)
+        raise _bad("E312", name, found, f"reshape `{name}`, or change the spec" if span else f"reshape `{name}`", span)
     if value.dtype != TORCH_DTYPES[dtype]:
         wanted = TORCH_DTYPES[dtype]
         message = f"`{name}` has element type {spell(value.dtype)}; expected {spell(wanted)}"
@@ -198,7 +198,7 @@ def user_tensors(a: Attention, q: torch.Tensor, given: Mapping[str, torch.Tensor
             )
             message = f"`{decl.name}` has shape {tuple(value.shape)}, expected {shown}, which is {_shape(decl)}"
             where = f"batch = {sizes.batch}, seq_q = {sizes.seq_q}, seq_kv = {sizes.seq_kv} come from q and k"
-            raise _bad("E313", decl.name, message, None, decl.span, (where,))
+            raise _bad("E313", decl.name, message, "pass that shape, or declare another in the spec", decl.span, (where,))
         _same_device(q, {decl.name: value})
 
 
@@ -224,9 +224,10 @@ def scalar(decl: ScalarDecl, value, low: float, high: float):
         )
     number = _number(decl, value)
     unbounded = decl.type == "float" and decl.high is None
-    if not (low <= number and (number < high or (unbounded and number == high))) and not math.isnan(number):
+    inside = low <= number and (number < high or (unbounded and number == high))
+    if not inside and not (math.isnan(number) and decl.low is None and decl.high is None):
         message = f"`{decl.name}` is {number}, outside its range {low} .. {high}"
-        raise _bad("E318", decl.name, message, None, decl.span)
+        raise _bad("E318", decl.name, message, "pass a number in that range, or correct the range in the spec", decl.span)
     return number
 
 
@@ -238,7 +239,11 @@ def _number(decl: ScalarDecl, value):
     fits = is_bool if decl.type == "bool" else isinstance(value, kinds[decl.type]) and not is_bool
     if not fits:
         raise _bad(
-            "E318", decl.name, f"`{decl.name}` must be of type {decl.type}, but it is {value!r}"[:300], None, decl.span
+            "E318",
+            decl.name,
+            f"`{decl.name}` must be of type {decl.type}, but it is {value!r}"[:300],
+            f"pass a Python {decl.type}, or declare another type in the spec",
+            decl.span,
         )
     return float(value) if decl.type == "float" else int(value)
 

@@ -68,14 +68,18 @@ def workspaces(
 
 
 def cpu_launcher(program: TileProgram) -> Launcher:
-    """Runs the tile program's interpreter: slow, in float64, with every index checked."""
+    """Runs the tile program's interpreter: slow, in float64, with every index and every promise checked."""
+    from attncc.interp.inputs import check_promises
     from attncc.interp.run_tile import run_tile
 
     a = program.attention
-    names = [d.name for d in (*a.tensors, *a.scalars) if d.name not in (TILE_COUNT, TILE_LIST)]
+    tensors = [t for t in a.tensors if t.name not in (TILE_COUNT, TILE_LIST)]
+    names = [d.name for d in (*tensors, *a.scalars)]
 
     def launch(q, k, v, o, lse, *rest):
-        out, log = run_tile(program, q, k, v, dict(zip(names, rest)))
+        inputs = dict(zip(names, rest))
+        check_promises(tensors, inputs, q, k)
+        out, log = run_tile(program, q, k, v, inputs)
         o.copy_(out)
         lse.copy_(log)
 

@@ -225,6 +225,7 @@ def test_what_depends_on_a_mistake_is_not_reported_again():
         ("", {}, "E003", ["cannot read"]),
         ("nowhere.attn", {}, "E003", ["No such file"]),
         ("a\0b", {}, "E003", ["cannot read"]),
+        ("/dev/zero", {}, "E003", ["longer than any text may be"]),
         ("\n", {}, "E007", ["holds no attention"]),
         ("mask m = true\n", {}, "E007", ["holds no attention"]),
         ("attention a { }\nattention c { }", {}, "E007", ["holds 2 attentions: a, c"]),

@@ -21,7 +21,7 @@ RICH = """attention rich {
     tensor bonus: f32[4, seq_q + 1]
     tensor seen: bool[?]
     scalar window: int in 0..100
-    scalar tau: float
+    scalar tau: float in -100.0..100.0
     bias bonus[h, q_idx] * tau
     mask doc[b, kv_idx] == 0 and q_idx - kv_idx < window and seen[0]
 }

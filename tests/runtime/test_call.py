@@ -132,6 +132,7 @@ CASES = {
         "E318",
         "`tau` is a run-time float, but a tensor was passed",
     ),
+    "scalar nan": (change(tau=lambda x: float("nan")), "E318", "`tau` is nan, outside its range"),
     "scalar range": (change(window=lambda x: 100), "E318", "`window` is 100, outside its range 0 .. 100"),
     "gradient": (
         change(v=lambda x: x.requires_grad_()),

@@ -130,3 +130,16 @@ def test_the_generated_file_is_the_same_in_every_process():
         for seed in ("1", "2")
     }
     assert len(texts) == 1
+
+
+PROMISES = PLAIN.replace("mask causal", "tensor ids: i32[batch, seq_kv] in 0..5 sorted\n mask ids[b, kv_idx] < 3")
+
+
+def test_promises_are_checked_on_the_cpu_at_every_call():
+    kernel = attncc.compile(PROMISES)
+    q, k, v = operands(1, 4, 6)
+    kernel(q, k, v, ids=torch.tensor([[0, 0, 1, 2, 3, 4]], dtype=torch.int32))
+    for bad, said in (([0, 0, 1, 2, 3, 9], "`ids`[0, 5] is 9"), ([3, 2, 1, 0, 0, 0], "declared sorted")):
+        with pytest.raises(AttnError, match="E320") as caught:
+            kernel(q, k, v, ids=torch.tensor([bad], dtype=torch.int32))
+        assert said in str(caught.value)
