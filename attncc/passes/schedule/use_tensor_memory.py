@@ -36,8 +36,8 @@ STEP = "t"
 
 
 def use_tensor_memory(schedule: l3.Schedule, target: Target) -> l3.Schedule:
-    """`schedule` with its computing role divided in three; unchanged on targets without tensor memory."""
-    if not target.has("tensor_memory"):
+    """`schedule` with its computing role divided in three; unchanged without tensor memory or a role of its own for the copies."""
+    if not target.has("tensor_memory") or len(schedule.roles) < 2:
         return schedule
     role = compute_role(schedule)
     plan = _Plan(schedule, role)

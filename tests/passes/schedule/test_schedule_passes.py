@@ -22,12 +22,14 @@ from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.text import format_expr, format_program, parse_program
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.tile_order import heads_together
+from attncc.passes.schedule.use_tensor_memory import use_tensor_memory
 from attncc.targets import TARGETS
 from tests.schedules import attention, schedule
 
 CHANGES = Path(__file__).parent / "changes"
 PASSES = [(t, p) for t in ("hopper", "ampere") for p in pipeline.SCHEDULE_PASSES[t]]
-NEEDED = {"place_copy_waits"}
+PASSES += [("blackwell", use_tensor_memory)]
+NEEDED = {"place_copy_waits", "use_tensor_memory"}
 """Passes without which a schedule is not finished."""
 SUBJECTS = {"ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}}
 """What a pass works on where it leaves the usual schedule alone: three groups, long output rows."""
