@@ -42,7 +42,7 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
     scores = group_rows * tile_n // threads
     if target.has("tensor_memory"):
         # weights take the place of scores, the output stays in tensor memory; a thread owns all columns of its row
-        kept = extra.columns + extra.gathers + (extra.mask_loads if extra.mask_loads > 1 else 0)
+        kept = extra.columns + 2 * extra.gathers + (extra.mask_loads if extra.mask_loads > 1 else 0)
         return scores + kept * tile_n + WORKING_REGISTERS * extra.weights
     output = group_rows * target.pad(dim_v) // threads
     kept = extra.columns * (tile_n // COLUMN_THREADS) + extra.gathers * scores
