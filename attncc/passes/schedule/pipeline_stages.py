@@ -14,7 +14,7 @@ from attncc.formats import bytes_of
 from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import operations, remark, shared_bytes
 from attncc.targets import Target
-from attncc.targets.fit import hints
+from attncc.targets.fit import hints, shared_memory
 
 
 def pipeline_stages(schedule: l3.Schedule, target: Target) -> l3.Schedule:
@@ -24,11 +24,17 @@ def pipeline_stages(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     best = schedule
     for stages in range(2, wanted + 1):
         deeper = with_stages(schedule, rings, stages)
-        if shared_bytes(deeper, bytes_of) > target.shared_limit:
+        if max(shared_bytes(deeper, bytes_of), _with_output(schedule, target, stages)) > target.shared_limit:
             break
         best = deeper
     stages = max((best.channel(name).stages for name in rings), default=1)
     return remark(best, "pipeline_stages", f"{stages} stage(s) of {', '.join(sorted(rings))}")
+
+
+def _with_output(schedule: l3.Schedule, target: Target, stages: int) -> int:
+    """Bytes of shared memory once the output tile, which a later pass stages, has taken Q's place."""
+    a = schedule.attention
+    return shared_memory(target, a.dim_qk, a.dim_v, a.dtype, schedule.tile_m, schedule.tile_n, stages)
 
 
 def looped_channels(schedule: l3.Schedule) -> frozenset[str]:
