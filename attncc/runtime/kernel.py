@@ -36,6 +36,7 @@ class Kernel:
         self.has_lse = attention.reduction.kind == "softmax"
         self.key = load.digest(format_program(attention), target.name if target else "")
         self.caller = Caller(attention, self._launcher)
+        self.register = torch_op.registrar(self)
         self._lower = lower
         self._lock = threading.RLock()
         self._stages: dict[str, Stages] = {}

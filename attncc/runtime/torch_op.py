@@ -15,11 +15,18 @@ KERNELS: dict[str, object] = {}
 """Kernels that a graph refers to, by name; a graph may outlive the caller's reference."""
 
 
-@torch.compiler.assume_constant_result
-def register(kernel) -> str:
-    """The name under which graphs refer to `kernel` (a runtime.kernel.Kernel); runs while the graph is traced."""
-    KERNELS[kernel.key] = kernel
-    return kernel.key
+def registrar(kernel):
+    """A function that names `kernel` (a runtime.kernel.Kernel) for graphs, to be called while one is traced.
+
+    It takes no argument because torch before 2.13 lets a function of assumed constant result take constants only.
+    """
+
+    @torch.compiler.assume_constant_result
+    def register() -> str:
+        KERNELS[kernel.key] = kernel
+        return kernel.key
+
+    return register
 
 
 def traced(kernel, q, k, v, given) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,7 +35,7 @@ def traced(kernel, q, k, v, given) -> tuple[torch.Tensor, torch.Tensor]:
     tensors = [given[t.name] for t in a.tensors]
     ints = [int(given[s.name]) for s in a.scalars if s.type != "float"]
     floats = [float(given[s.name]) for s in a.scalars if s.type == "float"]
-    return torch.ops.attncc.attention(q, k, v, tensors, ints, floats, register(kernel))
+    return torch.ops.attncc.attention(q, k, v, tensors, ints, floats, kernel.register())
 
 
 def _call(q, k, v, tensors, ints, floats, kernel):

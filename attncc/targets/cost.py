@@ -13,6 +13,8 @@ SPECIAL = {"exp": 1, "exp2": 1, "log": 1, "log2": 1, "tanh": 1, "sqrt": 1, "div"
 SLOW = {"erf": 12, "floordiv": 4, "mod": 5, "pow": 3, "sigmoid": 2, "div": 1}
 """Instructions that an operator takes beyond the one that most take."""
 LOAD_INSTRUCTIONS = 3
+SHORT_MASK = 10
+"""Operators, names and numbers of a mask that stays in registers beside 32 rows a warp: longer ones were seen to spill."""
 SCORE, ROW, KEY = "qk", "q_idx", "kv_idx"
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 
@@ -40,8 +42,9 @@ class ElementCost:
 
     @property
     def is_simple(self) -> bool:
-        """Whether score and mask need next to no registers: a scaled score, comparisons with bounds and with one number of the key."""
-        return not (self.instructions or self.columns or self.gathers or self.weights) and self.mask_columns <= 1
+        """Whether score and mask need next to no registers: a scaled score, and a short mask of bounds on the key's position."""
+        in_mask = self.mask_columns or self.mask_loads or self.mask_size > SHORT_MASK
+        return not (self.instructions or self.columns or self.gathers or self.weights or in_mask)
 
 
 @lru_cache(maxsize=256)

@@ -20,8 +20,9 @@ DOCUMENTS = """attention documents {
     heads q = 4, kv = 2
     dim 128
     dtype bf16
-    tensor doc: i32[batch, seq_kv] in 0..9 sorted
-    mask causal and doc[b, q_idx] == doc[b, kv_idx]
+    tensor doc_q: i32[batch, seq_q] in 0..9 sorted
+    tensor doc_kv: i32[batch, seq_kv] in 0..9 sorted
+    mask causal and document(doc_q, doc_kv)
 }
 """
 

@@ -5,7 +5,7 @@ import torch
 
 import attncc
 from attncc.diagnostics import AttnError
-from attncc.runtime.torch_op import KERNELS, register
+from attncc.runtime.torch_op import KERNELS
 from tests.runtime.specs import PLAIN, RICH, operands, rich_arguments
 
 
@@ -62,7 +62,7 @@ def test_fake_tensors_have_the_right_shapes():
     kernel = attncc.compile(RICH)
     with FakeTensorMode():
         q, k, v = operands(3, 8, 8, dim_v=32)
-        out, lse = torch.ops.attncc.attention(q, k, v, [], [], [], register(kernel))
+        out, lse = torch.ops.attncc.attention(q, k, v, [], [], [], kernel.register())
     assert (out.shape, out.dtype) == ((3, 8, 4, 32), torch.bfloat16)
     assert (lse.shape, lse.dtype) == ((3, 4, 8), torch.float32)
 
@@ -83,7 +83,7 @@ def test_export_keeps_the_operator():
 def test_opcheck():
     kernel = attncc.compile(PLAIN)
     q, k, v = operands(1, 5, 6)
-    torch.library.opcheck(torch.ops.attncc.attention.default, (q, k, v, [], [], [], register(kernel)))
+    torch.library.opcheck(torch.ops.attncc.attention.default, (q, k, v, [], [], [], kernel.register()))
 
 
 def test_lengths_may_change_without_another_graph():
