@@ -14,6 +14,8 @@ PLAIN = ElementCost()
 ORDER_REGISTERS = 24
 WORKING_REGISTERS = 8
 LONG_MASK = 10
+MANY_OUTPUTS = 64
+"""Registers of O from which on a mask of several numbers a key was seen to spill beside asynchronous products."""
 COLUMN_THREADS = 4
 """Threads of a warp that share a row of an accumulator: each holds a quarter of the columns."""
 
@@ -50,11 +52,16 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
         if extra.mask_loads > 1:
             kept += extra.mask_loads * (tile_n // COLUMN_THREADS)
         if extra.gathers and extra.mask_columns:
-            kept += extra.mask_columns * (tile_n // COLUMN_THREADS) + ORDER_REGISTERS
+            kept += extra.mask_columns * (tile_n // COLUMN_THREADS) + 3 * ORDER_REGISTERS
+        elif extra.mask_loads and not extra.mask_columns:
+            kept += 3 * ORDER_REGISTERS  # the mask reads a number for each element
+        elif extra.mask_columns > 2 and output >= MANY_OUTPUTS:
+            kept += extra.mask_columns * ORDER_REGISTERS
         return scores + output + scores // 2 + kept + WORKING_REGISTERS * extra.weights
     kept += extra.mask_columns * (tile_n // COLUMN_THREADS)
     long_mask = extra.mask_columns > 1 or (extra.mask_columns and (extra.mask_loads or extra.mask_size > LONG_MASK))
     slack = ORDER_REGISTERS if extra.instructions or long_mask else 0
+    slack += ORDER_REGISTERS if target.pad(dim_v) != dim_v else 0  # predicates of the padded columns
     return scores + output + max(scores // 2, kept) + slack
 
 
