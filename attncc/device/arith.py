@@ -239,4 +239,5 @@ def load_bool(tensor, index: tuple):
 
 
 def _element(tensor, index: tuple):
+    index = index or (0,)  # a tensor without dimensions comes as one of a single element
     return tensor[tuple(Int32(i) for i in index)] if len(index) != 1 else tensor[Int32(index[0])]

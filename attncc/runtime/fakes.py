@@ -85,6 +85,8 @@ def _strided(dtype: str, shape: tuple, last):
 
 
 def _user_tensor(dtype: str, rank: int):
+    """A stand-in of any sizes and strides; a tensor without dimensions comes as one of a single element."""
     import cutlass.cute as cute
 
+    rank = max(rank, 1)
     return _strided(dtype, tuple(cute.sym_int(32) for _ in range(rank)), last=cute.sym_int64())

@@ -29,20 +29,24 @@ class Launcher:
 def gpu_launcher(built: Built, schedule: Schedule) -> Launcher:
     """Launches a compiled kernel."""
     return Launcher(
-        _with_bytes(built.function, schedule.attention), lambda sizes: workspaces(schedule, built.arguments, sizes)
+        _as_stored(built.function, schedule.attention), lambda sizes: workspaces(schedule, built.arguments, sizes)
     )
 
 
-def _with_bytes(function, attention: Attention) -> Callable:
-    """`function`, given bool tensors as the bytes they are; the function itself where no tensor is bool."""
-    places = [5 + i for i, t in enumerate(attention.tensors) if t.dtype == "bool"]
-    if not places:
+def _as_stored(function, attention: Attention) -> Callable:
+    """`function`, given bool tensors as the bytes they are and a tensor without dimensions as one of a single element; the function
+    itself where there are neither."""
+    bools = [5 + i for i, t in enumerate(attention.tensors) if t.dtype == "bool"]
+    singles = [5 + i for i, t in enumerate(attention.tensors) if not t.shape]
+    if not bools and not singles:
         return function
 
     def launch(*arguments):
         arguments = list(arguments)
-        for i in places:
+        for i in bools:
             arguments[i] = arguments[i].view(torch.uint8)
+        for i in singles:
+            arguments[i] = arguments[i].reshape(1)
         function(*arguments)
 
     return launch

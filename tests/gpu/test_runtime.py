@@ -97,7 +97,8 @@ def test_graph_capture_with_tile_lists():
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = kernel(q, k, v, **given)
-    given["doc"].copy_(given["doc"].flip(0))
+    for name in ("doc_q", "doc_kv"):
+        given[name].clamp_(max=3)  # other documents, so other lists, in the tensors that were captured
     graph.replay()
     torch.cuda.synchronize()
     torch.testing.assert_close(out, kernel(q, k, v, **given))
