@@ -63,7 +63,7 @@ def test_a_measured_shape_gives_way_to_hints_and_to_costly_scores():
 
 @pytest.mark.parametrize(
     "line, groups",
-    [("mask kv_idx <= q_idx", 4), ("mask kv_idx // 64 == q_idx // 64", 4), ("bias (kv_idx - q_idx) * 0.5", 8), ("reduction relu", 8)],
+    [("mask kv_idx <= q_idx", 4), ("mask kv_idx // 64 == q_idx // 64", 8), ("bias (kv_idx - q_idx) * 0.5", 8), ("reduction relu", 8)],
 )
 def test_synchronous_products_unroll_simple_scores_over_several_rows_of_matrices(line, groups):
     """Four warps of 32 rows where an element takes next to no registers, else eight of 16; a hint has the last word."""
