@@ -11,9 +11,9 @@ __all__ = ["AttnError", "Kernel", "__version__", "compile"]
 
 
 def __getattr__(name: str):
-    # The driver imports torch; `import attncc` and the commands that need no tensors do not.
+    # attncc.entry imports torch; `import attncc` and the commands that need no tensors do not.
     if name in ("compile", "Kernel"):
-        from attncc import driver
+        from attncc import entry
 
-        return getattr(driver, name)
+        return getattr(entry, name)
     raise AttributeError(f"module `attncc` has no attribute `{name}`")

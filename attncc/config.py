@@ -10,8 +10,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from platformdirs import user_cache_dir
-
 OFF = "off"
 
 
@@ -27,4 +25,8 @@ def settings() -> Settings:
     said = os.environ.get("ATTNCC_CACHE", "").strip()
     if said.lower() == OFF:
         return Settings(cache=None)
-    return Settings(cache=Path(said).expanduser() if said else Path(user_cache_dir("attncc", appauthor=False)))
+    if said:
+        return Settings(cache=Path(said).expanduser())
+    from platformdirs import user_cache_dir
+
+    return Settings(cache=Path(user_cache_dir("attncc", appauthor=False)))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MAX_TEXT = 1_000_000
+"""Characters of the longest text that is read."""
+
 
 @dataclass(frozen=True)
 class Source:

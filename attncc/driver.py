@@ -1,6 +1,8 @@
 """The compiler on one screen.
 
 .attn text -> L1 attention -> L2 tile program -> L3 schedule -> a generated Python file -> a compiled kernel
+
+attncc.lower.load does the first arrow, `lower` those up to the file, attncc.runtime the last; attncc.entry is where users come in.
 """
 
 from __future__ import annotations
@@ -10,30 +12,12 @@ from attncc.diagnostics import AttnError
 from attncc.emit import emit
 from attncc.ir.attention import Attention
 from attncc.ir.tile import TileProgram
-from attncc.lower import load
 from attncc.lower.attention_to_tile import lower_attention_to_tile
 from attncc.lower.tile_to_schedule import lower_tile_to_schedule
-from attncc.runtime.kernel import Kernel
 from attncc.stages import PassStep, Stages
-from attncc.targets import Target, get_target
+from attncc.targets import Target
 from attncc.targets.refuse import refuse
 from attncc.targets.tiles import choose_tiles
-
-
-def compile(spec, *, target: str | None = None, **parameters) -> Kernel:
-    """A kernel for an `.attn` text or the path of one, with the given compile-time parameters.
-
-    target   the name of a target. Without it the kernel is compiled at its first call for the device of the tensors;
-             tensors on the CPU are then given to the interpreter of the tile program. A kernel compiled for a named target
-             refuses tensors of any other device.
-
-    AttnError for a bad spec, or for one that the named target cannot do, is raised here. Device code is compiled when it is
-    needed.
-    """
-    kernel = Kernel(load(spec, **parameters), get_target(target) if target else None, lower)
-    if target:
-        kernel.stages()
-    return kernel
 
 
 def lower(attention: Attention, target: Target) -> Stages:

@@ -52,7 +52,7 @@ def command(file, parameters, attention, suite, targets, names, shape, seed, out
 
 def _run_suite(name: str, targets: str | None, peers: tuple[str, ...], seed: int, path) -> None:
     """Times every case of a suite; the file is written after each, so that nothing measured is lost."""
-    from attncc import driver
+    from attncc import entry
     from attncc.bench import suite
 
     cases = suite.read(name)
@@ -64,7 +64,7 @@ def _run_suite(name: str, targets: str | None, peers: tuple[str, ...], seed: int
     for number, case in enumerate(cases, 1):
         kernels = {}
         for target in targets.split(",") if targets else case.targets or (None,):
-            kernel = driver.compile(case.file, target=target, **case.parameters)
+            kernel = entry.compile(case.file, target=target, **case.parameters)
             kernels[f"attncc {target or kernel.stages().target.name}"] = kernel
         with step(f"{number} of {len(cases)}: {case.name}"):
             rows += as_json(bench(case.name, kernels, case.shape, [p for p in case.peers or peers if p in peers], seed))

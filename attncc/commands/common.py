@@ -95,10 +95,10 @@ def load_spec(file: str, parameters: tuple[str, ...], attention: str | None):
 
 
 def make_kernel(file: str, parameters: tuple[str, ...], attention: str | None, target: str | None):
-    """attncc.driver.compile for the options of a command."""
-    from attncc import driver
+    """attncc.compile for the options of a command."""
+    from attncc import entry
 
-    return driver.compile(Path(file), target=target, attention=attention, **parse_parameters(parameters))
+    return entry.compile(Path(file), target=target, attention=attention, **parse_parameters(parameters))
 
 
 @contextlib.contextmanager

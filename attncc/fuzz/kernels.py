@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attncc.diagnostics import AttnError
-from attncc.driver import compile
+from attncc.entry import compile
 from attncc.fuzz.compare import Case, Finding, Report, place_of
 from attncc.interp.data import make_inputs
 from attncc.measure import compare

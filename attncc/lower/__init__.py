@@ -1,14 +1,14 @@
-"""From one level of the compiler to the next. One file per transition, named for both ends."""
+"""From one level of the compiler to the next. One file per transition, named for both ends.
+
+The parser and the lowering are imported when they are used: a kernel that an earlier process compiled needs neither.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from attncc.diagnostics import fail
+from attncc.diagnostics import MAX_TEXT, fail
 from attncc.ir.attention import Attention
-from attncc.lower.tree_to_attention import lower
-from attncc.syntax import parse
-from attncc.syntax.parser import MAX_TEXT
 
 __all__ = ["load", "lower", "read"]
 
@@ -39,4 +39,20 @@ def load(path_or_text, *, attention: str | None = None, **parameters) -> Attenti
     `parameters` are values for compile-time parameters. Raises AttnError.
     """
     text, name = read(path_or_text)
+    return load_text(text, name, attention, parameters)
+
+
+def load_text(text: str, name: str, attention: str | None, parameters: dict[str, object]) -> Attention:
+    """`load` for what `read` gave."""
+    from attncc.lower.tree_to_attention import lower
+    from attncc.syntax import parse
+
     return lower(parse(text, name), parameters, attention)
+
+
+def __getattr__(name: str):
+    if name == "lower":
+        from attncc.lower.tree_to_attention import lower
+
+        return lower
+    raise AttributeError(f"module `attncc.lower` has no attribute `{name}`")

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attncc.ir.attention import Attention
-from attncc.runtime import cache, cubin, load
-from attncc.runtime.fakes import fake_arguments
+from attncc.runtime import cache, load
 
 _COMPILER = threading.Lock()
 """cute.compile is not thread safe: two at once abort the process."""
@@ -25,6 +24,8 @@ class Built:
     function: object
     path: Path
     arguments: tuple[tuple, ...]
+    entry: cache.Entry | None = None
+    """Where it lies in the cache."""
 
 
 def options(chip: str) -> str:
@@ -38,8 +39,8 @@ def build(text: str, attention: Attention, chip: str) -> Built:
     generated = load.module(path)
     signature = repr((generated.ARGUMENTS, attention.heads_q, attention.heads_kv, attention.dim_qk, attention.dim_v))
     name = cache.key(text, options(chip), signature)
-    function = cache.fetch(name, lambda: compile_module(generated, attention, options(chip)))
-    return Built(function, path, tuple(generated.ARGUMENTS))
+    function, entry = cache.fetch(name, lambda: compile_module(generated, attention, options(chip)))
+    return Built(function, path, tuple(generated.ARGUMENTS), entry)
 
 
 def compile_module(generated, attention: Attention, how: str):
@@ -56,11 +57,15 @@ def compile_module(generated, attention: Attention, how: str):
 
 def spilled(compiled) -> int:
     """Bytes of stack of the kernels in what `cute.compile` returned."""
+    from attncc.runtime import cubin
+
     return sum(r.frame for image in cubin.cubins(compiled) for r in cubin.resources(image).values())
 
 
 def _compile(generated, attention: Attention, how: str):
     import cutlass.cute as cute
+
+    from attncc.runtime.fakes import fake_arguments
 
     fakes = fake_arguments(generated.ARGUMENTS, attention, generated.launch)
     with _COMPILER:

@@ -1,6 +1,6 @@
 """Compiled kernels on disk, named by everything that determines them.
 
-An entry is one object file. It is written under another name and moved into place, one process compiles it while others wait
+An entry is one object file, and the shared library that was linked from it where there is a linker (attncc.runtime.objects). It is written under another name and moved into place, one process compiles it while others wait
 for its lock, and an entry that does not load is compiled again: the cache may be deleted, truncated or shared at any time.
 """
 
@@ -12,12 +12,13 @@ import platform
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
 from attncc import config
-from attncc.runtime import files, load
+from attncc.runtime import files, load, objects
 
 FUNCTION = "attncc_launch"
 """The name of the function in every object file."""
@@ -48,42 +49,64 @@ def key(text: str, options: str, signature: str) -> str:
     return load.digest(text, options, signature, environment())
 
 
+@dataclass(frozen=True)
+class Entry:
+    """Where a kept kernel lies: the file's name in the cache's folder, and the libraries it needs when it is a shared one."""
+
+    file: str
+    libraries: tuple[str, ...] = ()
+    driver: int = 0
+
+
 def fetch(name: str, compile: Callable[[], object]):
-    """The launch function of entry `name`, loaded from disk or made by `compile()` and kept.
+    """(function, entry): the launch function of entry `name`, loaded from disk or made by `compile()` and kept.
 
     `compile` gives an object with `export_to_c`. Nothing about the cache is an error: where it cannot be read or written
-    the compiled object itself is used.
+    the compiled object itself is used, and the entry is None.
     """
     if config.settings().cache is None:
-        return compile()
+        return compile(), None
     path = load.folder("objects") / f"{name}.o"
-    function = _load(path)
-    if function is not None:
-        return function
+    found = _find(path)
+    if found is not None:
+        return found
     with _lock(path):
-        function = _load(path)  # another process may have made it meanwhile
-        if function is None:
+        found = _find(path)  # another process may have made it meanwhile
+        if found is None:
             compiled = compile()
             _keep(compiled, path)
-            function = _load(path) or compiled  # the first call goes the way of all later ones
-    return function
+            found = _find(path) or (compiled, None)  # the first call goes the way of all later ones
+    return found
 
 
-def _load(path: Path):
-    """The function in an object file; None when there is none or it is damaged."""
+def load_entry(entry: Entry):
+    """The launch function of an entry; None when it is not there, damaged, or was made for another driver."""
+    path = load.folder("objects") / entry.file
     try:
-        data = path.read_bytes()
-        if not _intact(path, data):
+        if entry.driver != objects.driver_version() or not _intact(path, path.read_bytes()):
             return None
-        import cutlass.cute as cute
-
-        return getattr(cute.runtime.load_module(str(path), enable_tvm_ffi=True), FUNCTION)
+        if entry.libraries:
+            return objects.load_shared(path, FUNCTION, entry.libraries)
+        return objects.load_relocatable(path, FUNCTION)
     except Exception:  # noqa: BLE001 - whatever a damaged entry raises, it is compiled again
         return None
 
 
+def _find(path: Path):
+    """(function, entry) for the shared library beside an object file, else for the object file itself; None without either."""
+    if not path.exists():
+        return None
+    driver = objects.driver_version()
+    libraries = objects.runtime_libraries()
+    for entry in (Entry(path.with_suffix(".so").name, libraries, driver), Entry(path.name, (), driver)):
+        function = load_entry(entry)
+        if function is not None:
+            return function, entry
+    return None
+
+
 def _checksum(path: Path) -> Path:
-    return path.with_suffix(".sha256")
+    return path.with_name(path.name + ".sha256")
 
 
 def _intact(path: Path, data: bytes) -> bool:
@@ -92,16 +115,24 @@ def _intact(path: Path, data: bytes) -> bool:
 
 
 def _keep(compiled, path: Path) -> None:
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.o")
+    """Writes an object file, and the shared library linked from it where that can be done."""
+    temporary = path.with_name(f"{uuid.uuid4().hex}.o")
+    shared = temporary.with_suffix(".so")
     try:
         compiled.export_to_c(str(temporary), function_name=FUNCTION, export_only_tvm_ffi_symbols=True)
-        data = temporary.read_bytes()
-        files.write(_checksum(path), hashlib.sha256(data).hexdigest().encode())
-        files.write(path, data)
+        if objects.link(temporary, shared, objects.runtime_libraries()):
+            _write(path.with_suffix(".so"), shared.read_bytes())
+        _write(path, temporary.read_bytes())
     except Exception:  # noqa: BLE001 - a kernel that cannot be kept is still a kernel
         _checksum(path).unlink(missing_ok=True)
     finally:
         temporary.unlink(missing_ok=True)
+        shared.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    files.write(_checksum(path), hashlib.sha256(data).hexdigest().encode())
+    files.write(path, data)
 
 
 @contextlib.contextmanager

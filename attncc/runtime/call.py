@@ -60,7 +60,7 @@ class Caller:
         self._tensors = _getter(self.tensor_names)
 
     def __call__(self, q, k, v, out=None, given: Mapping[str, object] = {}) -> tuple[torch.Tensor, torch.Tensor]:
-        """(out, lse) for q, k, v and the declared tensors and scalars by name; see attncc.driver.Kernel."""
+        """(out, lse) for q, k, v and the declared tensors and scalars by name; see attncc.Kernel."""
         try:
             tensors = self._tensors(given)
             key = (

@@ -16,7 +16,6 @@ import torch
 from attncc.diagnostics import AttnError, Diagnostic, did_you_mean
 from attncc.ir.attention import Attention, ScalarDecl, TensorDecl
 from attncc.ir.expr import OPS, Expr, walk
-from attncc.ir.text import format_expr
 from attncc.runtime.storage import ALIGNMENT, TORCH_DTYPES, spell
 
 INT_LOW, INT_HIGH = -(2**31), 2**31 - 1
@@ -90,6 +89,8 @@ def _declared(decl: TensorDecl | ScalarDecl) -> str:
 
 
 def _shape(decl: TensorDecl) -> str:
+    from attncc.ir.text import format_expr
+
     return (
         "("
         + ", ".join("any" if e is None else format_expr(e) for e in decl.shape)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from attncc.emulator import Result, emulate, keep_ptx
 from attncc.runtime import build, load
-from attncc.runtime.build import Built
 from attncc.runtime.call import Caller
 from attncc.runtime.kernel import Kernel
-from attncc.runtime.launch import Launcher, gpu_launcher
+from attncc.runtime.launch import gpu_launcher, work_of
 
 
 def emulate_calls(kernel: Kernel, chip: str | None = None, **options) -> list[Result]:
@@ -26,6 +25,6 @@ def emulate_calls(kernel: Kernel, chip: str | None = None, **options) -> list[Re
     def launch(*arguments):
         results.append(emulate(compiled, *arguments, **options))
 
-    launcher: Launcher = gpu_launcher(Built(launch, path, tuple(generated.ARGUMENTS)), stages.schedule)
+    launcher = gpu_launcher(launch, stages.attention, work_of(stages.schedule, generated.ARGUMENTS))
     kernel.caller = Caller(kernel.attention, lambda device: launcher)
     return results

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from attncc.diagnostics import AttnError, Diagnostic
 from attncc.ir.attention import Attention
-from attncc.ir.schedule import Schedule
-from attncc.ir.text import format_program
-from attncc.ir.tile import TileProgram
-from attncc.runtime import load, torch_op
-from attncc.runtime.build import Built, build
+from attncc.runtime import cache, known, load, torch_op
+from attncc.runtime.build import Built, build, options
 from attncc.runtime.call import Caller
 from attncc.runtime.check import names as check_names
-from attncc.runtime.launch import Launcher, cpu_launcher, gpu_launcher
-from attncc.stages import Stages
+from attncc.runtime.launch import Launcher, Work, cpu_launcher, gpu_launcher, work_of
 from attncc.targets import TARGETS, Target, get_target, target_for_arch
+
+if TYPE_CHECKING:
+    from attncc.ir.schedule import Schedule
+    from attncc.ir.tile import TileProgram
+    from attncc.stages import Stages
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that launching a kernel takes, once it has been compiled."""
+
+    entry: cache.Entry
+    work: Work | None
 
 
 class Kernel:
@@ -28,13 +40,20 @@ class Kernel:
 
     attention      L1, with its parameters filled in
     target         the target it was compiled for, or None: the one that fits the tensors of each call
+    identity       names the attention in records of attncc.runtime.known; None when nothing is to be kept
     """
 
-    def __init__(self, attention: Attention, target: Target | None, lower: Callable[[Attention, Target], Stages]):
+    def __init__(
+        self,
+        attention: Attention,
+        target: Target | None,
+        lower: Callable[[Attention, Target], Stages],
+        identity: str | None = None,
+    ):
+        self.identity = identity
         self.attention = attention
         self.target = target
         self.has_lse = attention.reduction.kind == "softmax"
-        self.key = load.digest(format_program(attention), target.name if target else "")
         self.caller = Caller(attention, self._launcher)
         self.register = torch_op.registrar(self)
         self._lower = lower
@@ -42,6 +61,13 @@ class Kernel:
         self._stages: dict[str, Stages] = {}
         self._built: dict[tuple[str, str], Built] = {}
         self._launchers: dict[str, Launcher] = {}
+
+    @cached_property
+    def key(self) -> str:
+        """Names this kernel in graphs: equal for equal attentions."""
+        from attncc.ir.text import format_program
+
+        return load.digest(format_program(self.attention), self.target.name if self.target else "")
 
     def __call__(self, q, k, v, return_lse: bool = False, out=None, **arguments):
         """Attention of q with k and v.
@@ -141,12 +167,22 @@ class Kernel:
 
     def _make(self, device: torch.device, arch: str) -> Launcher:
         if device.type == "cuda":
-            target, chip = self._choose(device, arch)
-            stages = self.stages(target)
-            return gpu_launcher(self.build(target, chip), stages.schedule)
+            return self._compiled(*self._choose(device, arch))
         if self.target is not None or device.type != "cpu":
             raise _wrong_device(self.target, device)
         return cpu_launcher(self.stages().tile)
+
+    def _compiled(self, target: Target, chip: str) -> Launcher:
+        """What runs on `chip`: as an earlier process left it, or compiled now and left to later ones."""
+        record = known.name("ready", self.identity, target.name, options(chip)) if self.identity else None
+        ready = known.fetch(record)
+        function = cache.load_entry(ready.entry) if ready else None
+        if function is None:
+            built = self.build(target, chip)
+            function, ready = built.function, Ready(built.entry, work_of(self.stages(target).schedule, built.arguments))
+            if built.entry is not None:
+                known.keep(record, ready)
+        return gpu_launcher(function, self.attention, ready.work)
 
     def _choose(self, device: torch.device, arch: str) -> tuple[Target, str]:
         """The target and chip for a GPU; E331 when the wanted target does not run there."""

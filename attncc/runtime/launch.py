@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from attncc.ir.attention import Attention
-from attncc.ir.schedule import Schedule
-from attncc.ir.tile import TILE_COUNT, TILE_LIST, TileProgram
-from attncc.runtime.build import Built
 from attncc.runtime.check import Sizes
 from attncc.runtime.storage import CUTE_DTYPES
+
+if TYPE_CHECKING:
+    from attncc.ir.schedule import Schedule
+    from attncc.ir.tile import TileProgram
 
 WORK_DTYPES = {"Int32": torch.int32, "Float32": torch.float32}
 
@@ -26,11 +28,9 @@ class Launcher:
     workspaces: Callable[[Sizes], Sequence[tuple[tuple[int, ...], torch.dtype]]]
 
 
-def gpu_launcher(built: Built, schedule: Schedule) -> Launcher:
-    """Launches a compiled kernel."""
-    return Launcher(
-        _as_stored(built.function, schedule.attention), lambda sizes: workspaces(schedule, built.arguments, sizes)
-    )
+def gpu_launcher(function: Callable, attention: Attention, work: Work | None) -> Launcher:
+    """Launches a compiled function."""
+    return Launcher(_as_stored(function, attention), work.spaces if work else lambda sizes: [])
 
 
 def _as_stored(function, attention: Attention) -> Callable:
@@ -52,29 +52,45 @@ def _as_stored(function, attention: Attention) -> Callable:
     return launch
 
 
-def workspaces(
-    schedule: Schedule, arguments: Sequence[tuple], sizes: Sizes
-) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """The tensors that the kernels before the main one fill, as ir.tile.TileTable describes them; none without a table.
+@dataclass(frozen=True)
+class Work:
+    """The tensors that the kernels before the main one fill, as ir.tile.TileTable describes them.
 
-    tile_count (b', h', q_tiles, 2), tile_list (b', h', q_tiles, 2, kv_tiles); a summary (b', h', tiles of its axis, 2).
+    `heads` is 1 where the lists do not depend on the head, `by_batch` whether they depend on the batch entry; `summaries` has the
+    axis ("q" or "kv") and the type of each summary.
     """
+
+    tile_m: int
+    tile_n: int
+    heads: int
+    by_batch: bool
+    summaries: tuple[tuple[str, torch.dtype], ...]
+
+    def spaces(self, sizes: Sizes) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each: tile_count (b', h', q_tiles, 2), tile_list (b', h', q_tiles, 2, kv_tiles); a summary (b', h',
+        tiles of its axis, 2)."""
+        outer = (sizes.batch if self.by_batch else 1, self.heads)
+        tiles = {"q": -(-sizes.seq_q // self.tile_m), "kv": -(-sizes.seq_kv // self.tile_n)}
+        found = [((*outer, tiles["q"], 2), torch.int32), ((*outer, tiles["q"], 2, tiles["kv"]), torch.int32)]
+        return found + [((*outer, tiles[axis], 2), dtype) for axis, dtype in self.summaries]
+
+
+def work_of(schedule: Schedule, arguments: Sequence[tuple]) -> Work | None:
+    """The work space of a schedule's kernel, whose file lists `arguments`; None without a table."""
     table = schedule.table
     if table is None:
-        return []
-    outer = (sizes.batch if table.by_batch else 1, schedule.attention.heads_q if table.by_head else 1)
-    q_tiles, kv_tiles = -(-sizes.seq_q // schedule.tile_m), -(-sizes.seq_kv // schedule.tile_n)
-    found = [((*outer, q_tiles, 2), torch.int32), ((*outer, q_tiles, 2, kv_tiles), torch.int32)]
-    summaries = [entry for entry in arguments if entry[1] == "summary"]
-    for summary, entry in zip(table.summaries, summaries):
-        found.append(((*outer, q_tiles if summary.axis == "q" else kv_tiles, 2), WORK_DTYPES[CUTE_DTYPES[entry[2]]]))
-    return found
+        return None
+    kinds = [WORK_DTYPES[CUTE_DTYPES[entry[2]]] for entry in arguments if entry[1] == "summary"]
+    summaries = tuple((s.axis, kind) for s, kind in zip(table.summaries, kinds))
+    heads = schedule.attention.heads_q if table.by_head else 1
+    return Work(schedule.tile_m, schedule.tile_n, heads, table.by_batch, summaries)
 
 
 def cpu_launcher(program: TileProgram) -> Launcher:
     """Runs the tile program's interpreter: slow, in float64, with every index and every promise checked."""
     from attncc.interp.inputs import check_promises
     from attncc.interp.run_tile import run_tile
+    from attncc.ir.tile import TILE_COUNT, TILE_LIST
 
     a = program.attention
     tensors = [t for t in a.tensors if t.name not in (TILE_COUNT, TILE_LIST)]

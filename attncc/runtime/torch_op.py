@@ -18,14 +18,15 @@ KERNELS: dict[str, object] = {}
 def registrar(kernel):
     """A function that names `kernel` (a runtime.kernel.Kernel) for graphs, to be called while one is traced.
 
-    It takes no argument because torch before 2.13 lets a function of assumed constant result take constants only.
+    It takes no argument because torch before 2.13 lets a function of assumed constant result take constants only. The mark is what
+    torch.compiler.assume_constant_result sets; calling that would import torch._dynamo, which takes longer than importing torch.
     """
 
-    @torch.compiler.assume_constant_result
     def register() -> str:
         KERNELS[kernel.key] = kernel
         return kernel.key
 
+    register._dynamo_marked_constant = True
     return register
 
 

@@ -11,12 +11,11 @@ from functools import lru_cache
 from lark import Lark
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, VisitError
 
-from attncc.diagnostics import AttnError, Diagnostic, Source, Span, did_you_mean, fail
+from attncc.diagnostics import MAX_TEXT, AttnError, Diagnostic, Source, Span, did_you_mean, fail
 from attncc.syntax import tree
 from attncc.syntax.build import Builder
 from attncc.syntax.resources import spec_text
 
-MAX_TEXT = 1_000_000
 MAX_ERRORS = 10
 STATEMENTS = (
     "heads", "dim", "dtype", "scale", "tensor", "scalar", "score", "bias", "mask", "reduction",

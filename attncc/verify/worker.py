@@ -33,9 +33,9 @@ def answer(job: dict) -> dict:
 
 
 def make(job: dict):
-    from attncc import driver
+    from attncc import entry
 
-    return driver.compile(Path(job["file"]), target=job["target"], **job["parameters"])
+    return entry.compile(Path(job["file"]), target=job["target"], **job["parameters"])
 
 
 def run(kernel, shape, strided: bool) -> dict:

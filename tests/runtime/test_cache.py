@@ -2,12 +2,13 @@
 
 import hashlib
 import multiprocessing
+import shutil
 import threading
 
 import pytest
 
 from attncc.lower import load
-from attncc.runtime import build, cache
+from attncc.runtime import build, cache, objects
 from attncc.runtime import load as loading
 from tests.runtime.specs import PLAIN
 
@@ -68,21 +69,51 @@ def test_a_second_build_is_loaded_from_disk(folder, compiles):
     assert make().path.parent == folder / "generated"
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x7fELF garbage", None])
-def test_a_damaged_entry_is_compiled_again(folder, compiles, damage):
+def damage(path, data):
+    """Replaces a kept file, as a new file: this process may have loaded the old one."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"\x7fELF garbage", None])
+def test_a_damaged_entry_is_compiled_again(folder, compiles, rubbish):
     make()
-    (entry,) = folder.glob("objects/*.o")
-    entry.write_bytes(entry.read_bytes()[:-100] if damage is None else damage)
+    kept = [*folder.glob("objects/*.o"), *folder.glob("objects/*.so")]
+    assert len(kept) == 2
+    for path in kept:
+        damage(path, path.read_bytes()[:-100] if rubbish is None else rubbish)
     assert make().function is not None and len(compiles) == 2
     assert make().function is not None and len(compiles) == 2, "the entry was repaired"
 
 
-def test_a_damaged_object_with_a_matching_checksum_is_no_error(folder, compiles):
+def test_a_damaged_object_with_a_matching_checksum_is_no_error(folder, compiles, monkeypatch):
     make()
-    (entry,) = folder.glob("objects/*.o")
-    entry.write_bytes(b"not an object")
-    entry.with_suffix(".sha256").write_text(hashlib.sha256(b"not an object").hexdigest())
+    elsewhere = folder / "elsewhere"  # the system's loader knows a library that it has loaded by its path
+    shutil.copytree(folder / "objects", elsewhere / "objects")
+    monkeypatch.setenv("ATTNCC_CACHE", str(elsewhere))
+    for path in (*elsewhere.glob("objects/*.o"), *elsewhere.glob("objects/*.so")):
+        damage(path, b"not an object")
+        path.with_name(path.name + ".sha256").write_text(hashlib.sha256(b"not an object").hexdigest())
     assert make().function is not None and len(compiles) == 2
+
+
+def test_without_a_linker_the_object_file_is_loaded(folder, compiles, monkeypatch):
+    monkeypatch.setattr(objects, "LINKERS", (("no-such-linker", "-shared"),))
+    assert make().entry.libraries == ()
+    assert not list(folder.glob("objects/*.so"))
+    assert make().entry.file.endswith(".o") and len(compiles) == 1
+
+
+def test_a_linker_that_fails_is_no_error(folder, compiles, monkeypatch):
+    monkeypatch.setattr(objects, "LINKERS", (("false",), ("ld", "-shared")))
+    assert make().entry.file.endswith(".so"), "the next one is tried"
+
+
+def test_an_entry_of_another_driver_is_not_loaded(folder, compiles, monkeypatch):
+    entry = make().entry
+    assert cache.load_entry(entry) is not None
+    monkeypatch.setattr(objects, "driver_version", lambda: 99990)
+    assert cache.load_entry(entry) is None
 
 
 def test_the_cache_can_be_turned_off(folder, compiles, monkeypatch):
