@@ -1,0 +1,49 @@
+"""The emulator and a GPU make the same of generated kernels: every bit where the arithmetic is exact, a bound elsewhere.
+
+The GPU's results are in h100.npz, which record_gpu.py writes; spec and inputs of each call are in gpu_cases.py.
+"""
+
+import datetime
+
+import numpy as np
+import pytest
+
+from tests.emulator.gpu_cases import CASES, TARGETS, against_reference, difference, inputs, values
+from tests.emulator.record_gpu import RECORDED, Recording, about, run
+
+recording = Recording.read(RECORDED) if RECORDED.exists() else None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case,target", recording.pairs() if recording else [])
+def test_as_recorded_on_the_gpu(case, target):
+    assert recording.entry(case, target)["inputs"] == inputs(CASES[case]).digest, "the inputs are not those recorded"
+    _, found = run(case, target, emulated=True)
+    assert against_reference(CASES[case], found) is None
+    assert difference(CASES[case], found, recording.result(case, target)) is None
+
+
+@pytest.mark.skipif(recording is None, reason="record_gpu.py has not been run on a GPU yet")
+def test_the_recording_is_whole():
+    assert set(recording.pairs()) == {(case, target) for case in CASES for target in TARGETS}
+    assert recording.about["device"].startswith("NVIDIA H")
+    datetime.date.fromisoformat(recording.about["date"])
+    assert recording.about["versions"]["cutlass"]
+    assert RECORDED.stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("case", ["one_query", "softcap"])
+def test_a_difference_would_be_seen(case, tmp_path):
+    """A recording made by the emulator itself goes through a file; then one element is changed."""
+    _, found = run(case, "ampere", emulated=True)
+    made = Recording(about(True))
+    made.add(case, "ampere", "", found)
+    made.write(tmp_path / "self.npz")
+    out, lse = Recording.read(tmp_path / "self.npz").result(case, "ampere")
+    assert difference(CASES[case], found, (out, lse)) is None
+    changed = out.copy()
+    largest = int(values(out, CASES[case]).abs().argmax())
+    changed.flat[largest] ^= 1 if CASES[case].exact else 64  # the last bit, or a quarter at least
+    assert "differ" in difference(CASES[case], found, (changed, lse))
+    if lse is not None:
+        assert "log-sum-exp" in difference(CASES[case], found, (out, lse + np.float32(0.05)))
