@@ -1,8 +1,12 @@
 """The call of a kernel: what happens between `kernel(q, k, v)` and the launch.
 
-The hot path makes a key of shapes, strides, types and devices. A key seen before leads to its Plan: everything is known to be
-right, memory is allocated and the kernel launched. A new key goes through attncc.runtime.check once. Nothing on the hot path
-synchronises, takes a lock or asks CUDA anything, so a call can be captured in a CUDA graph.
+The hot path makes a key of what the call depends on. A key seen before leads to its Plan: memory is allocated and the kernel launched. A
+new key goes through attncc.runtime.check once. Nothing on the hot path synchronises, takes a lock or asks CUDA anything, so a call
+can be captured in a CUDA graph.
+
+What is not in the key the compiled function looks at itself, in machine code, at every launch: types, ranks, devices, that
+shapes agree with each other and with the spec, strides and addresses. When it refuses, attncc.runtime.check says what was wrong. The
+interpreter does not, so before it every call is checked.
 """
 
 from __future__ import annotations
@@ -29,22 +33,25 @@ _KINDS = {"int": int, "float": float, "bool": None}
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known about calls with one combination of shapes, strides, types and devices.
+    """What is known about calls with one key.
 
-    `launch(q, k, v, o, lse, *tensors, *scalars, *work)` runs the kernel. `out` and `lse` are one-element tensors
-    spread over the result's shape: allocating like them (contiguous) is cheaper than from a list of sizes; `work` likewise, the
-    work space of the kernels that list key tiles. `ranges` has the least value and the limit of every scalar.
-    `restride` maps positions among (q, k, v) to strides that say the same and that the kernel accepts; None for none.
+    `launch(q, k, v, o, lse, *tensors, *scalars, *work)` runs the kernel; with `careful` it takes anything, and the arguments are to
+    be checked first. `out` and `lse` are one-element tensors spread over the result's shape: allocating like them
+    (contiguous) is cheaper than from a list of sizes; `work` likewise, the work space of the kernels that list key tiles. `unread` is where
+    the log-sum-exp goes that nobody asked for, None to allocate it. `ranges` has the least value and the limit of every scalar.
     """
 
     sizes: Sizes
     launch: Callable
+    careful: bool
     out: torch.Tensor
     lse: torch.Tensor
+    unread: torch.Tensor | None
     work: tuple[torch.Tensor, ...]
     ranges: tuple[tuple[float, float], ...]
-    restride: Mapping[int, tuple[int, ...]] | None
     trivial: bool
+    plain: bool
+    """`launch` takes nothing after lse, and has something to do."""
 
 
 class Caller:
@@ -59,36 +66,47 @@ class Caller:
         self.count = len(attention.tensors) + len(attention.scalars)
         self._tensors = _getter(self.tensor_names)
 
-    def __call__(self, q, k, v, out=None, given: Mapping[str, object] = {}) -> tuple[torch.Tensor, torch.Tensor]:
-        """(out, lse) for q, k, v and the declared tensors and scalars by name; see attncc.Kernel."""
+    def __call__(
+        self, q, k, v, out=None, given: Mapping[str, object] = {}, want_lse: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(out, lse) for q, k, v and the declared tensors and scalars by name; see attncc.Kernel. Without `want_lse` the
+        second has no defined contents."""
+        tensors = ()
         try:
-            tensors = self._tensors(given)
-            key = (
-                q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device, v.shape, v.stride(), v.dtype, v.device,
-            )  # fmt: skip
-            grad = q.requires_grad or k.requires_grad or v.requires_grad
-            for x in tensors:
-                key += (x.shape, x.stride(), x.dtype, x.device)
-                grad = grad or x.requires_grad
-            if out is not None:
-                key += (out.shape, out.stride(), out.dtype, out.device)
+            key = (q.shape, k.shape, q.device)
+            if given:
+                tensors = self._tensors(given)
+                for x in tensors:
+                    key += (x.shape, x.dtype)
             plan = self.plans[key]
+            grad = _GRAD() and (q.requires_grad or k.requires_grad or v.requires_grad or _any_grad(tensors))
         except (KeyError, AttributeError, TypeError):
-            return self.first(q, k, v, out, given)
-        if (grad and _GRAD()) or len(given) != self.count or out is not None:
+            return self.first(q, k, v, out, given, want_lse)
+        if plan.careful or grad or out is not None or len(given) != self.count:
             self.check(q, k, v, out, given)
-        return self.launch(plan, q, k, v, out, tensors, given)
+        if out is None:
+            out = _EMPTY_LIKE(plan.out)
+        lse = plan.unread
+        if want_lse or lse is None:
+            lse = _EMPTY_LIKE(plan.lse)
+        if plan.plain:
+            try:
+                plan.launch(q, k, v, out, lse)
+                return out, lse
+            except Exception as error:  # noqa: BLE001 - `refused` raises it again where it has no answer
+                return self.refused(error, plan, (q, k, v, out, lse), (), given)
+        return self.launch(plan, q, k, v, out, lse, tensors, given)
 
-    def first(self, q, k, v, out, given) -> tuple[torch.Tensor, torch.Tensor]:
+    def first(self, q, k, v, out, given, want_lse) -> tuple[torch.Tensor, torch.Tensor]:
         """A call with a key that was not seen before: all checks, then a plan."""
         sizes = self.check(q, k, v, out, given)
         tensors = self._tensors(given)
         plan = self.plan(q, k, v, tensors, sizes)
-        parts = (q, k, v, *tensors) if out is None else (q, k, v, *tensors, out)
         if len(self.plans) >= PLANS:
             self.plans.clear()
-        self.plans[tuple(item for x in parts for item in (x.shape, x.stride(), x.dtype, x.device))] = plan
-        return self.launch(plan, q, k, v, out, tensors, given)
+        self.plans[(q.shape, k.shape, q.device, *(item for x in tensors for item in (x.shape, x.dtype)))] = plan
+        out = _EMPTY_LIKE(plan.out) if out is None else out
+        return self.launch(plan, q, k, v, out, _EMPTY_LIKE(plan.lse), tensors, given)
 
     def check(self, q, k, v, out, given) -> Sizes:
         """Raises AttnError for the first thing that is wrong with the arguments; the sizes of the call."""
@@ -110,22 +128,23 @@ class Caller:
         a, device = self.attention, q.device
         launcher = self.launchers(device)
         empty = sizes.batch == 0 or sizes.seq_q == 0
+        work = () if empty else tuple(_proto(shape, dtype, device) for shape, dtype in launcher.workspaces(sizes))
+        lse_shape = (sizes.batch, a.heads_q, sizes.seq_q)
         return Plan(
             sizes=sizes,
             launch=launcher.launch,
+            careful=not launcher.checks,
             out=_proto((sizes.batch, sizes.seq_q, a.heads_q, a.dim_v), q.dtype, device),
-            lse=_proto((sizes.batch, a.heads_q, sizes.seq_q), torch.float32, device),
-            work=() if empty else tuple(_proto(shape, dtype, device) for shape, dtype in launcher.workspaces(sizes)),
+            lse=_proto(lse_shape, torch.float32, device),
+            unread=None if empty or device.type == "cpu" else _unread(lse_shape, device),
+            work=work,
             ranges=tuple(check.bounds(s, sizes) for s in a.scalars),
-            restride=None if device.type == "cpu" else _restrides((q, k, v)),
             trivial=empty or sizes.seq_kv == 0,
+            plain=not (self.count or work or empty or sizes.seq_kv == 0),
         )
 
-    def launch(self, plan: Plan, q, k, v, out, tensors, given) -> tuple[torch.Tensor, torch.Tensor]:
-        """Allocates and launches."""
-        if out is None:
-            out = _EMPTY_LIKE(plan.out)
-        lse = _EMPTY_LIKE(plan.lse)
+    def launch(self, plan: Plan, q, k, v, out, lse, tensors, given) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gathers the arguments that are no operands, and launches."""
         rest = tensors
         if self.scalars:
             rest = [*tensors]
@@ -136,17 +155,24 @@ class Caller:
             rest = (*rest, *[_EMPTY_LIKE(w) for w in plan.work])
         if plan.trivial:
             return self.without_keys(q, k, v, out, lse, given)
-        if plan.restride:
-            q, k, v = (x.as_strided(x.shape, plan.restride.get(i, x.stride())) for i, x in enumerate((q, k, v)))
         try:
             plan.launch(q, k, v, out, lse, *rest)
-        except AttnError:
-            raise
-        except Exception:
-            # The compiled function checks what the key does not hold (addresses): say which argument it was.
-            self.check(q, k, v, out, given)
-            raise
+        except Exception as error:  # noqa: BLE001 - `refused` raises it again where it has no answer
+            return self.refused(error, plan, (q, k, v, out, lse), rest, given)
         return out, lse
+
+    def refused(self, error: Exception, plan: Plan, operands, rest, given) -> tuple[torch.Tensor, torch.Tensor]:
+        """After a failed launch: says which argument it was that the compiled function refused. Where that was a stride that says
+        nothing (of a dimension of one), launches with another."""
+        if isinstance(error, AttnError):
+            raise error
+        *tensors, lse = operands
+        self.check(*tensors, given)
+        regular = [_regular(x) for x in tensors]
+        if plan.careful or all(x is y for x, y in zip(tensors, regular)):
+            raise error
+        plan.launch(*regular, lse, *rest)
+        return tensors[3], lse
 
     def without_keys(self, q, k, v, out, lse, given) -> tuple[torch.Tensor, torch.Tensor]:
         """No key at all: the output is zero; the log-sum-exp is that of the sink alone, -inf without one."""
@@ -169,14 +195,31 @@ def _proto(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.empty((1,) * len(shape), dtype=dtype, device=device).expand(shape)
 
 
-def _restrides(operands: tuple[torch.Tensor, ...]) -> dict[int, tuple[int, ...]] | None:
-    """A dimension of extent 1 may come with any stride, but the kernel relies on aligned ones: such dimensions get the stride
-    of a contiguous tensor. By position among q, k, v; None when nothing needs to change."""
-    found = {}
-    for i, x in enumerate(operands):
-        wanted = [
-            s if n > 1 else math.prod(x.shape[axis + 1 :]) for axis, (n, s) in enumerate(zip(x.shape, x.stride()))
-        ]
-        if any(s % 8 for s in x.stride()[:3]) or x.stride(3) != 1:
-            found[i] = tuple(wanted)
-    return found or None
+def _any_grad(tensors) -> bool:
+    return any(x.requires_grad for x in tensors)
+
+
+_UNREAD: dict[torch.device, torch.Tensor] = {}
+_KEPT: list[torch.Tensor] = []
+
+
+def _unread(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """A tensor of `shape` whose rows lie over each other, for results that nobody reads. Its memory is never given back: captured
+    graphs write there as long as they live."""
+    rows = shape[-1]
+    memory = _UNREAD.get(device)
+    if memory is None or memory.numel() < rows:
+        memory = torch.empty(max(1 << 14, 1 << (rows - 1).bit_length()), dtype=torch.float32, device=device)
+        _KEPT.append(memory)
+        _UNREAD[device] = memory
+    return memory[:rows].expand(shape)
+
+
+def _regular(x: torch.Tensor) -> torch.Tensor:
+    """A dimension of extent 1 may come with any stride, but the kernel relies on aligned ones: a view of `x` in which such
+    dimensions have the stride of a contiguous tensor; `x` itself where its strides are fit."""
+    if not any(s % 8 for s in x.stride()[:-1]) and x.stride(-1) == 1:
+        return x
+    return x.as_strided(
+        x.shape, [s if n > 1 else math.prod(x.shape[i + 1 :]) for i, (n, s) in enumerate(zip(x.shape, x.stride()))]
+    )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.compiler import is_compiling
 
 from attncc.diagnostics import AttnError, Diagnostic
 from attncc.ir.attention import Attention
@@ -81,12 +82,12 @@ class Kernel:
         """
         if return_lse and not self.has_lse:
             raise _no_lse(self.attention)
-        if torch.compiler.is_compiling() or type(q) is FakeTensor:
+        if is_compiling() or type(q) is FakeTensor:
             check_names(self.attention, arguments)
             result = torch_op.traced(self, q, k, v, arguments)
             result = result if out is None else (out.copy_(result[0]), result[1])
         else:
-            result = self.caller(q, k, v, out, arguments)
+            result = self.caller(q, k, v, out, arguments, return_lse)
         return result if return_lse else result[0]
 
     def __repr__(self) -> str:

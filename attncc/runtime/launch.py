@@ -22,15 +22,16 @@ WORK_DTYPES = {"Int32": torch.int32, "Float32": torch.float32}
 @dataclass(frozen=True)
 class Launcher:
     """`launch(q, k, v, o, lse, *tensors, *scalars, *work)` fills o and lse; `workspaces(sizes)` lists shape and dtype of each of
-    `work`."""
+    `work`. Where `launch` checks types, devices, strides and addresses itself, `checks` says so."""
 
     launch: Callable
     workspaces: Callable[[Sizes], Sequence[tuple[tuple[int, ...], torch.dtype]]]
+    checks: bool = False
 
 
 def gpu_launcher(function: Callable, attention: Attention, work: Work | None) -> Launcher:
     """Launches a compiled function."""
-    return Launcher(_as_stored(function, attention), work.spaces if work else lambda sizes: [])
+    return Launcher(_as_stored(function, attention), work.spaces if work else lambda sizes: [], checks=True)
 
 
 def _as_stored(function, attention: Attention) -> Callable:

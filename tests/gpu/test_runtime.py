@@ -195,18 +195,66 @@ def test_both_generations(plain):
 def test_host_time_of_a_call(plain, capsys):
     """At most 10 us is the aim; the printed number is what the documents quote."""
     q, k, v, _ = data(plain, 1, 64, 64)
-    plain(q, k, v)
-    torch.cuda.synchronize()
-    best = float("inf")
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(100):
-            plain(q, k, v)
-        best = min(best, (time.perf_counter() - start) / 100)
+    found = {}
+    for name, options in (("out", {}), ("out and lse", {"return_lse": True})):
+        plain(q, k, v, **options)
         torch.cuda.synchronize()
+        best = float("inf")
+        for _ in range(20):
+            start = time.perf_counter()
+            for _ in range(100):
+                plain(q, k, v, **options)
+            best = min(best, (time.perf_counter() - start) / 100)
+            torch.cuda.synchronize()
+        found[name] = best
     with capsys.disabled():
-        print(f"\nhost time of a call: {1e6 * best:.1f} us")
-    assert best < 30e-6
+        print("\nhost time of a call:", ", ".join(f"{n} {1e6 * t:.1f} us" for n, t in found.items()))
+    assert max(found.values()) < 30e-6
+
+
+def test_a_log_sum_exp_that_nobody_asked_for_changes_nothing(plain):
+    """Without return_lse the log-sum-exp of all rows goes to one row's memory; a captured graph goes on writing there."""
+    q, k, v, _ = data(plain)
+    out, lse = plain(q, k, v, return_lse=True)
+    assert torch.equal(plain(q, k, v), out)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        plain(q, k, v)
+    again, other = plain(q, k, v, return_lse=True)
+    long = data(plain, 1, 40000, 64)
+    plain(*long[:3])
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(again, out) and torch.equal(other, lse)
+
+
+def test_odd_arguments_after_good_ones_are_refused(plain):
+    """The key of a call holds neither types nor strides nor devices: the compiled function refuses what does not fit."""
+    q, k, v, _ = data(plain)
+    plain(q, k, v)
+    for bad, code in (
+        ((q, k.half(), v), "E304"),
+        ((q, k, v[:, 1:]), "E313"),
+        ((q, k, v[..., :32]), "E313"),
+        ((q.cpu(), k, v), "E314"),
+        ((q, k, v.tolist()), "E303"),
+        ((q, k, v.transpose(1, 3).contiguous().transpose(1, 3)), "E315"),
+    ):
+        with pytest.raises(AttnError, match=code):
+            plain(*bad)
+
+
+def test_a_warm_start(tmp_path, capsys):
+    """From process start to the first result: at most 0.5 s beyond importing torch is the aim. The bound allows for a busy machine."""
+    from tests.gpu.warm_start import CALL, OPERANDS, TORCH, median, seconds
+
+    program, cache = TORCH + OPERANDS + CALL, str(tmp_path)
+    cold = seconds(program, cache)[0]
+    torch_alone, base, warm = (median(p, cache, 3)[0] for p in (TORCH, TORCH + OPERANDS, program))
+    with capsys.disabled():
+        print(f"\nbeyond importing torch: warm {warm - torch_alone:.2f} s (operands on the GPU {base - torch_alone:.2f} s of it), "
+              f"cold {cold - torch_alone:.2f} s")  # fmt: skip
+    assert warm - base < 1.0
 
 
 def test_reference_on_the_gpu_is_the_reference(plain):
