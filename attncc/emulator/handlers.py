@@ -13,6 +13,7 @@ from attncc.emulator import (  # noqa: F401
     ops_sync,
     ops_tcgen05,
     ops_tcgen05_mma,
+    ops_tcgen05_scale,
     ops_warp,
     ops_wgmma,
 )

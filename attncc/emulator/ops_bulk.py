@@ -138,6 +138,7 @@ def _issue_load(w, name, map_address, coords, target, bar, ranks, dims):
         tensor = read_map(w, map_address)
         if tensor.rank != dims:
             raise tm.DescriptorError(f"a {dims}-d copy uses a tensor map of rank {tensor.rank}")
+        coords = tensor.place(coords)
     except tm.DescriptorError as error:
         w.report("descriptor", str(error))
         return
@@ -279,6 +280,7 @@ def _issue_store(w, name, map_address, coords, source, dims, reduce):
         tensor = read_map(w, map_address)
         if tensor.rank != dims:
             raise tm.DescriptorError(f"a {dims}-d copy uses a tensor map of rank {tensor.rank}")
+        coords = tensor.place(coords)
     except tm.DescriptorError as error:
         w.report("descriptor", str(error))
         return

@@ -127,12 +127,15 @@ def movmatrix(k, instr, m):
 # -- mma.sync ------------------------------------------------------------------------------------------------------------
 
 BITS = {"f16": 16, "bf16": 16, "tf32": 32, "s8": 8, "u8": 8, "e4m3": 8, "e5m2": 8}
+#: of tcgen05.mma only: packed pairs, and elements of 4 or 6 bits packed at the front of 16 bytes that stand for sixteen of them
+BITS |= {"e2m1": 4, "e2m1x8": 8, "e2m3": 8, "e3m2": 8}
+REGISTER_TYPES = ("f16", "bf16", "tf32", "s8", "u8", "e4m3", "e5m2")
 
 
 def elements(kind: str, words: np.ndarray) -> np.ndarray:
     """uint32 registers [..., 32] -> values [..., 32, elements per register], float32 or int64."""
     bits = BITS[kind]
-    raw = np.ascontiguousarray(words)[..., None].view(f"u{bits // 8}")
+    raw = np.ascontiguousarray(words)[..., None].view(f"u{max(bits, 8) // 8}")
     if kind == "f16":
         return nm.f16_to_f32(raw)
     if kind == "bf16":
@@ -141,7 +144,16 @@ def elements(kind: str, words: np.ndarray) -> np.ndarray:
         return (raw & np.uint32(0xFFFFE000)).view(np.float32)
     if kind in ("e4m3", "e5m2"):
         return nm.small_to_f32(kind, raw)
+    if kind == "e2m1":
+        return nm.small_to_f32(kind, np.stack([raw & 15, raw >> 4], -1)).reshape(*raw.shape[:-1], -1)
     return raw.view(np.int8 if kind == "s8" else np.uint8).astype(np.int64)
+
+
+def padded_elements(kind: str, chunks: np.ndarray) -> np.ndarray:
+    """uint8 [n, 16] chunks -> values [n, 16] of 4- or 6-bit elements, packed from the first bit on."""
+    width = 4 if kind == "e2m1x8" else 6
+    bits = np.unpackbits(chunks, axis=1, bitorder="little")[:, : 16 * width].reshape(-1, 16, width)
+    return nm.small_to_f32(kind[:4], (bits << np.arange(width, dtype=np.uint8)).sum(-1).astype(np.uint8))
 
 
 def fragment_a(kind: str, words: np.ndarray) -> np.ndarray:
@@ -180,7 +192,7 @@ def mma(k, instr, m):
     m.flag("kind::f8f6f4")
     sat = m.flag("satfinite")
     types = [t for t in m.left]
-    if len(types) != 4 or types[1] not in BITS or types[2] not in BITS or types[0] != types[3]:
+    if len(types) != 4 or types[1] not in REGISTER_TYPES or types[2] not in REGISTER_TYPES or types[0] != types[3]:
         raise k.fail("unsupported mma types")
     m.left.clear()
     acc, ka, kb = types[0], types[1], types[2]

@@ -1,4 +1,4 @@
-"""tcgen05 except mma: alloc, dealloc, ld, st, wait, commit, fence, cp (PTX ISA 9.7.17).
+"""tcgen05 except mma: alloc, dealloc, ld, st, wait, commit, fence (PTX ISA 9.7.17).
 
 ld and st are asynchronous until tcgen05.wait::ld/st: destination registers are locked, and their accesses count as done
 for other warps only after the wait (for ld: after the wait or the first use of a result, see warp.Lock). MMAs and copies of one warp form a pipe that completes in order; commit closes a batch
@@ -369,6 +369,17 @@ def _targets(w, address: int, ranks: int | None) -> list[int]:
 def fence(k, instr, m):
     """Ordering with other threads is tracked through waits and barriers; the fence adds nothing here."""
     return lambda w: None
+
+
+def pair_of(w, what: str) -> list:
+    """The CTAs of the warp's pair, or none after a finding when the warp may not issue for it."""
+    base = w.cta.rank & ~1
+    ctas = w.cta.cluster.ctas[base : base + 2]
+    if w.cta.rank == base and len(ctas) == 2:
+        return ctas
+    article = "an" if what == "MMA" else "a"
+    w.report("divergence", f"{article} {what} of cta_group::2 must be issued by the even CTA of a pair")
+    return []
 
 
 def mma_clock(w) -> Clock:

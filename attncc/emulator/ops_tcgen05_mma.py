@@ -1,6 +1,7 @@
-"""tcgen05.mma: SS and TS, one or two CTAs, kinds f16, tf32, f8f6f4 (8-bit operands) and i8 (PTX ISA 9.7.17.10).
+"""tcgen05.mma: SS and TS, one or two CTAs, kinds f16, tf32, f8f6f4, i8 and the block-scaled ones (PTX ISA 9.7.17.10).
 
-Sums are float32 (int64 for i8) in numpy's order: |error| <= K * 2^-23 * sum |a*b| per instruction.
+Sums are float32 (int64 for i8) in numpy's order: |error| <= K * 2^-23 * sum |a*b| per instruction. Block-scaled products are
+summed in float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -13,58 +14,44 @@ from attncc.emulator.decode import op
 from attncc.emulator.lanes import first
 from attncc.emulator.ops_bulk import Addressed, chunk_granules
 from attncc.emulator.ops_mma import BITS, elements
-from attncc.emulator.ops_tcgen05 import GROUPS, mma_clock, pipe_of
+from attncc.emulator.ops_tcgen05 import GROUPS, mma_clock, pair_of, pipe_of
+from attncc.emulator.ops_tcgen05_scale import scale_factors, touch_scales
 from attncc.emulator.ops_wgmma import operand_values
 from attncc.emulator.ptx_parse import Addr, Imm, Vec
 from attncc.emulator.races import Agent, op_ident
 from attncc.emulator.smem_operand import MatrixDescriptor, operand_chunks
+from attncc.emulator.tcgen05_descriptor import FORMATS, PADDED, VECTORS, Shape, decode_instruction
 from attncc.emulator.tmem import Tmem
-
-FORMATS = {
-    "f16": {0: "f16", 1: "bf16"},
-    "tf32": {2: "tf32"},
-    "f8f6f4": {0: "e4m3", 1: "e5m2"},
-    "i8": {0: "u8", 1: "s8"},
-}
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A decoded instruction descriptor."""
+class Operands:
+    """One MMA about to be issued: D's and A's addresses or A's descriptor, B's, whether D is added to, scale factor addresses."""
 
-    m: int
-    n: int
-    a: str
-    b: str
-    d: str
-    a_mn: bool
-    b_mn: bool
-    sign: int
-    saturate: bool
+    d: int
+    left: int | MatrixDescriptor
+    right: MatrixDescriptor
+    add: bool
+    scales: tuple[int, int] | None = None
 
 
-def decode_instruction(kind: str, raw: int, pair: bool) -> Shape:
-    """The 32-bit instruction descriptor; ValueError names what is not legal."""
-    if raw & 7 or raw >> 30:
-        raise ValueError(f"instruction descriptor {raw:#x} asks for sparsity or a shift")
-    formats = FORMATS[kind]
-    a, b, d = formats.get(raw >> 7 & 7), formats.get(raw >> 10 & 7), {0: "f16", 1: "f32", 2: "s32"}.get(raw >> 4 & 3)
-    m, n = (raw >> 24 & 31) << 4, (raw >> 17 & 63) << 3
-    if a is None or b is None or d not in (("s32",) if kind == "i8" else ("f32",)):
-        raise ValueError(f"instruction descriptor {raw:#x}: element types not supported for kind::{kind}")
-    legal = {False: (64, 128), True: (128, 256)}[pair]
-    step = 16 if m in (128, 256) and (not pair or m == 128) else 32 if pair else 8
-    if m not in legal or n % min(step, 16) or not 8 <= n <= 256:
-        raise ValueError(f"tcgen05.mma of M={m}, N={n} with cta_group::{2 if pair else 1}")
-    sign = (-1 if raw >> 13 & 1 else 1) * (-1 if raw >> 14 & 1 else 1)
-    return Shape(m, n, a, b, d, bool(raw >> 15 & 1), bool(raw >> 16 & 1), sign, bool(raw >> 3 & 1))
+def _vector(k, m, kind: str) -> int | None:
+    """Elements that share a scale factor, from the modifiers; None for a kind without."""
+    if kind not in VECTORS:
+        return None
+    m.need("block_scale")
+    name = m.take(*(n for n in VECTORS[kind] if n))
+    if name not in VECTORS[kind]:
+        raise k.fail(f"kind::{kind} needs one of {', '.join(n for n in VECTORS[kind] if n)}")
+    return VECTORS[kind][name]
 
 
 @op("tcgen05.mma")
 def mma(k, instr, m):
-    """tcgen05.mma.cta_group.kind [d], a, b, idesc, {disable}, enable-d."""
+    """tcgen05.mma.cta_group.kind{.block_scale} [d], a, b, idesc, {disable} or [scale-a], [scale-b], enable-d."""
     pair = m.need(*GROUPS) == "cta_group::2"
     kind = m.need(*(f"kind::{name}" for name in FORMATS))[6:]
+    vector = _vector(k, m, kind)
     m.take(*(f"collector::a::{use}" for use in ("fill", "use", "lastuse", "discard")))
     ops = list(instr.ops)
     d = k.addr(ops.pop(0))
@@ -72,6 +59,7 @@ def mma(k, instr, m):
     from_tmem = isinstance(a_op, Addr)
     a = k.addr(a_op) if from_tmem else k.src(a_op, "b64")
     b, idesc = k.src(ops.pop(0), "b64"), k.src(ops.pop(0), "b32")
+    scales = [k.addr(ops.pop(0)), k.addr(ops.pop(0))] if vector else []
     disable = k.srcs(ops.pop(0), "b32") if isinstance(ops[0], Vec) else []
     enable = bool(ops[0].value) if isinstance(ops[0], Imm) else k.pred(ops[0])
     if len(ops) > 1:
@@ -82,7 +70,7 @@ def mma(k, instr, m):
         if w.mi.bit_count() > 1:
             w.report("divergence", f"tcgen05.mma is issued by {w.mi.bit_count()} lanes; one thread must issue it")
         try:
-            shape = decode_instruction(kind, int(w.V["u32"][idesc][lane]), pair)
+            shape = decode_instruction(kind, int(w.V["u32"][idesc][lane]), pair, vector)
             right = MatrixDescriptor.tcgen05(int(w.V["u64"][b][lane]))
             left = int(a(w)[lane]) if from_tmem else MatrixDescriptor.tcgen05(int(w.V["u64"][a][lane]))
         except ValueError as error:
@@ -91,39 +79,57 @@ def mma(k, instr, m):
         if any(int(w.V["u32"][r][lane]) for r in disable):
             w.report("descriptor", "a non-zero disable-output-lane vector is not supported")
         add = enable if isinstance(enable, bool) else bool((w.pr[enable[0]] >> lane & 1) ^ enable[1])
-        issue(w, shape, pair, int(d(w)[lane]), left, right, add)
+        where = tuple(int(s(w)[lane]) & 0xFFFFFFFF for s in scales) or None
+        issue(w, shape, pair, Operands(int(d(w)[lane]), left, right, add, where))
 
     return run
 
 
-def issue(w, shape: Shape, pair: bool, d: int, left, right: MatrixDescriptor, add: bool) -> None:
+def issue(w, shape: Shape, pair: bool, operands: Operands) -> None:
     """Record the accesses of one MMA and queue its arithmetic, for each CTA that takes part."""
-    ctas = [w.cta]
-    if pair:
-        base = w.cta.rank & ~1
-        ctas = w.cta.cluster.ctas[base : base + 2]
-        if w.cta.rank != base or len(ctas) != 2:
-            w.report("divergence", "a cta_group::2 MMA must be issued by the even CTA of a pair")
-            return
+    ctas = pair_of(w, "MMA") if pair else [w.cta]
+    left = operands.left
+    if isinstance(left, int) and shape.a in PADDED:
+        w.report("descriptor", f"A of type {shape.a} in tensor memory is not supported")
+        return
     batch = pipe_of(w).current(w)
     agent = Agent(op_ident(batch.number), mma_clock(w), 0, w.pc - 1, True, Addressed(w, w.pc - 1))
-    rows = shape.m // len(ctas)
-    b_rows = shape.n // len(ctas)
+    rows = shape.m // max(len(ctas), 1)
+    b_rows = shape.n // max(len(ctas), 1)
     parts = []
     for cta in ctas:
-        chunks = _touch(w, agent, cta, right, b_rows, shape.b, shape.b_mn)
+        chunks = _touch(w, agent, cta, operands.right, b_rows, shape.b, shape.b_mn)
         a_chunks = None if isinstance(left, int) else _touch(w, agent, cta, left, rows, shape.a, shape.a_mn)
         if chunks is None or (a_chunks is None and not isinstance(left, int)):
             return
-        if not _touch_tmem(w, agent, cta, shape, rows, d, left, add, len(ctas)):
+        if shape.scaling and not _touch_scales(w, agent, cta, shape, rows, operands):
+            return
+        if not _touch_tmem(w, agent, cta, shape, rows, operands, len(ctas)):
             return
         parts.append((cta, a_chunks, chunks))
-    pipe_of(w).add(w, lambda: compute(parts, shape, rows, d, left, add))
+    if parts:
+        report = Addressed(w, w.pc - 1)
+        pipe_of(w).add(w, lambda: compute(parts, shape, rows, operands, report))
+
+
+def _touch_scales(w, agent, cta, shape: Shape, rows: int, operands: Operands) -> bool:
+    """Reads of both operands' scale factors; every CTA of a pair has those of its rows of A and of all of B."""
+    scaling, column = shape.scaling, operands.d & 0xFFFF
+    for address, count, byte, name in zip(operands.scales, (rows, shape.n), (scaling.a_byte, scaling.b_byte), "AB"):
+        at, width = address & 0xFFFF, -(-count // 32)
+        if at < column + shape.n and column < at + width:
+            w.report("tmem", f"{name}'s scale factors (columns {at}..{at + width - 1}) overlap D (columns {column}..)")
+        agent.proxy = False
+        good = touch_scales(w, agent, cta, address, count, byte, name)
+        agent.proxy = True
+        if not good:
+            return False
+    return True
 
 
 def _touch(w, agent, cta, desc, rows, kind, mn_major):
     """Chunks of a shared operand, with the read recorded."""
-    chunks = operand_chunks(desc, rows, 32, mn_major, BITS[kind] // 8)
+    chunks = operand_chunks(desc, rows, 32, mn_major, max(BITS[kind] // 8, 1))
     shared = cta.shared
     if int(chunks.max()) >= len(shared.data) // 16:
         w.report("out-of-bounds", f"a tcgen05 operand reaches shared+{int(chunks.max()) * 16:#x}, past {shared.name}")
@@ -146,8 +152,8 @@ def accumulator_place(rows: int, n: int, ctas: int) -> tuple[np.ndarray, np.ndar
     return row + 64 * (column // (n // 2)), column % (n // 2)
 
 
-def _touch_tmem(w, agent, cta, shape, rows, d, left, add, ctas) -> bool:
-    tmem, report = Tmem.of(cta), w.report
+def _touch_tmem(w, agent, cta, shape, rows, operands: Operands, ctas) -> bool:
+    tmem, report, d, left = Tmem.of(cta), w.report, operands.d, operands.left
     column, lane = d & 0xFFFF, d >> 16
     width = shape.n // 2 if rows == 64 and ctas == 2 else shape.n
     if not tmem.check(report, lane, 128 if rows == 128 or ctas == 2 else 112, column, width):
@@ -167,15 +173,16 @@ def _touch_tmem(w, agent, cta, shape, rows, d, left, add, ctas) -> bool:
         if not tmem.check(report, left >> 16, rows, left & 0xFFFF, columns):
             return False
         tmem.shadow.read(agent, tmem.granules(left >> 16, rows, left & 0xFFFF, columns))
-    if add:
+    if operands.add:
         tmem.shadow.read(agent, granules)
     tmem.shadow.write(agent, granules)
     agent.proxy = True
     return True
 
 
-def compute(parts, shape: Shape, rows: int, d: int, left, add: bool) -> None:
+def compute(parts, shape: Shape, rows: int, operands: Operands, report) -> None:
     """D = A B (+ D) for every CTA; B is the concatenation of the CTAs' shares along N."""
+    d, left = operands.d, operands.left
     right = np.concatenate([operand_values(cta, chunks, shape.b, shape.b_mn) for cta, _, chunks in parts])
     for cta, a_chunks, _ in parts:
         tmem = Tmem.of(cta)
@@ -185,10 +192,22 @@ def compute(parts, shape: Shape, rows: int, d: int, left, add: bool) -> None:
             a = elements(shape.a, np.ascontiguousarray(words)).reshape(rows, -1)
         else:
             a = operand_values(cta, a_chunks, shape.a, shape.a_mn)
-        value = shape.sign * (a @ right.T)
+        if shape.scaling:
+            value = shape.sign * _scaled(cta, a, right, shape, operands.scales, report)
+        else:
+            value = shape.sign * (a @ right.T)
         lanes, columns = accumulator_place(rows, shape.n, len(parts))
         where = (np.broadcast_to(lanes + (d >> 16), value.shape), np.broadcast_to(columns + (d & 0xFFFF), value.shape))
-        store(tmem, where, value, shape, add)
+        store(tmem, where, value, shape, operands.add)
+
+
+def _scaled(cta, a, b, shape: Shape, addresses: tuple[int, int], report) -> np.ndarray:
+    """Product of operands whose elements are multiplied by their scale factors, in float64 (the products are exact)."""
+    scaling = shape.scaling
+    for_a = scale_factors(cta, addresses[0], len(a), scaling.a_byte, scaling, report)
+    for_b = scale_factors(cta, addresses[1], len(b), scaling.b_byte, scaling, report)
+    wide = lambda x, factors: x.astype(np.float64) * np.repeat(factors, scaling.vector, axis=1)
+    return wide(a, for_a) @ wide(b, for_b).T
 
 
 def store(tmem, where, value, shape: Shape, add: bool) -> None:

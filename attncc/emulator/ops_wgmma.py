@@ -12,7 +12,7 @@ import numpy as np
 from attncc.emulator import numerics as nm
 from attncc.emulator.decode import BLOCK, op
 from attncc.emulator.ops_bulk import Addressed, chunk_granules
-from attncc.emulator.ops_mma import BITS, elements, fragment_a
+from attncc.emulator.ops_mma import BITS, REGISTER_TYPES, elements, fragment_a, padded_elements
 from attncc.emulator.ptx_parse import Imm, Vec
 from attncc.emulator.races import Agent, op_ident
 from attncc.emulator.smem_operand import MatrixDescriptor, operand_chunks
@@ -142,7 +142,13 @@ def parse_operands(k, instr, m):
     acc, ka, kb = m.left
     m.left.clear()
     n = int(shape[4 : shape.index("k")])
-    if acc not in ("f32", "f16", "s32") or ka not in BITS or kb not in BITS or n % 8 or not 8 <= n <= 256:
+    if (
+        acc not in ("f32", "f16", "s32")
+        or ka not in REGISTER_TYPES
+        or kb not in REGISTER_TYPES
+        or n % 8
+        or not 8 <= n <= 256
+    ):
         raise k.fail("unsupported wgmma form")
     return acc, ka, kb, n, int(shape.rsplit("k", 1)[1]), sat
 
@@ -178,7 +184,10 @@ def operand_values(cta, chunks: np.ndarray, kind: str, mn_major: bool) -> np.nda
     key = (int(chunks.flat[0]), chunks.shape, int(chunks.flat[-1]), int(chunks.sum()), kind, mn_major)
     if key not in cache:
         raw = shared.data[: len(shared.data) // 16 * 16].reshape(-1, 16)[chunks.ravel()]
-        values = elements(kind, raw.reshape(-1).view(np.uint32)).reshape(chunks.shape[0], -1)
+        if kind in ("e2m1x8", "e2m3", "e3m2"):
+            values = padded_elements(kind, raw).reshape(chunks.shape[0], -1)
+        else:
+            values = elements(kind, raw.reshape(-1).view(np.uint32)).reshape(chunks.shape[0], -1)
         cache[key] = values.T if mn_major else values
     return cache[key]
 

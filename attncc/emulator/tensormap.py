@@ -25,7 +25,10 @@ ELEMENTS = {
     7: (4, "f32"),
     8: (8, "f64"),
     10: (2, "bf16"),
+    11: (1, "u4"),
 }
+#: types of which a byte holds several elements: a decoded map counts their bytes
+PACKED = {"u4": 2}
 SPANS = {0: 16, 1: 32, 2: 64, 3: 128}
 _KNOWN_BITS = 0xF | 0x7 << 4 | 0xF << 7 | 0x3 << 13 | 0x7 << 16 | 1 << 21
 
@@ -36,7 +39,7 @@ class DescriptorError(ValueError):
 
 @dataclass(frozen=True)
 class TensorMap:
-    """Decoded tensor map; strides in bytes (dimension 0 is dense), box in elements."""
+    """Decoded tensor map; strides in bytes (dimension 0 is dense), sizes and box in elements (bytes of dimension 0 if PACKED)."""
 
     address: int
     kind: str
@@ -55,6 +58,13 @@ class TensorMap:
     def box_bytes(self) -> int:
         """Bytes a copy of one box moves (out-of-range elements count)."""
         return int(np.prod(self.box)) * self.itemsize
+
+    def place(self, coords: tuple[int, ...]) -> tuple[int, ...]:
+        """Coordinates of a copy in the units of `sizes`. DescriptorError for one inside a byte."""
+        per_byte = PACKED.get(self.kind, 1)
+        if coords[0] % per_byte:
+            raise DescriptorError(f"coordinate {coords[0]} of dimension 0 lies inside a byte of packed elements")
+        return (coords[0] // per_byte, *coords[1:])
 
     def rows(self, coords: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Per box row (all dimensions but 0): byte offset from the address, and whether it lies inside."""
@@ -89,14 +99,15 @@ def decode(raw: bytes) -> TensorMap:
     strides16 = (words[1] >> 32, words[2] & 0xFFFFFFFF, words[2] >> 32, words[3] & 0xFFFFFFFF)
     sizes = (words[4] & 0xFFFFFFFF, words[4] >> 32, words[5] & 0xFFFFFFFF, words[5] >> 32, words[6] & 0xFFFFFFFF)
     boxes = (words[6] >> 56, *((words[7] >> 8 * i) & 0xFF for i in range(4)))
-    box = tuple(b + 1 for b in boxes[:rank])
+    per_byte = PACKED.get(kind, 1)
+    box = ((boxes[0] + 1) // per_byte, *(b + 1 for b in boxes[1:rank]))
     if box[0] * itemsize % 16 or (swizzle and box[0] * itemsize > SPANS[swizzle]):
         raise DescriptorError(f"inner box of {box[0] * itemsize} bytes with swizzle mode {swizzle}")
     return TensorMap(
         words[0],
         kind,
         itemsize,
-        tuple(s + 1 for s in sizes[:rank]),
+        ((sizes[0] + 1) // per_byte, *(s + 1 for s in sizes[1:rank])),
         (itemsize, *(16 * s for s in strides16[: rank - 1])),
         box,
         swizzle,
