@@ -81,6 +81,21 @@ class RegisterPlan:
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How the loop of a kernel ran fastest on the device, by its padded head dims and computing groups.
+
+    turns    groups take turns at the tensor cores (passes/schedule/ping_pong)
+    lazy     rows keep a maximum that is nearly right (passes/schedule/lazy_rescaling)
+    """
+
+    dim_qk: int
+    dim_v: int
+    groups: int
+    turns: bool
+    lazy: bool
+
+
+@dataclass(frozen=True)
 class Target:
     """One compilation target.
 
@@ -99,6 +114,7 @@ class Target:
     tensor_columns   32-bit columns of tensor memory that a block may have
     measured         shapes found best on the device for a simple score: (dim_qk, dim_v, tile_m, tile_n, groups), head dims padded.
                      They come before the resource model's choice, whose error is larger than what lies between good tiles
+    manners          how their loops run best
     """
 
     name: str
@@ -129,6 +145,7 @@ class Target:
     rates: Rates
     tensor_columns: int = 0
     measured: tuple[tuple[int, int, int, int, int], ...] = ()
+    manners: tuple[Manner, ...] = ()
 
     def __post_init__(self):
         problems = tuple(_problems(self))
@@ -144,6 +161,11 @@ class Target:
     def pad(self, dim: int) -> int:
         """`dim` rounded up to what is stored in shared memory and multiplied."""
         return -(-dim // self.dim_padding) * self.dim_padding
+
+    def manner(self, dim_qk: int, dim_v: int, groups: int) -> Manner | None:
+        """How loops with these head dims (padded here) and computing groups run best; None where that was not measured."""
+        shape = self.pad(dim_qk), self.pad(dim_v), groups
+        return next((m for m in self.manners if (m.dim_qk, m.dim_v, m.groups) == shape), None)
 
     def plan(self, groups: int) -> RegisterPlan | None:
         """Register budgets for `groups` computing groups; None when the target does not move registers between roles."""
