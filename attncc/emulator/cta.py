@@ -38,9 +38,10 @@ class Cluster:
         return all(not cta.running for cta in self.ctas)
 
     def retire(self) -> None:
-        """End-of-life checks."""
+        """End-of-life checks; the register files are free again."""
         for cta in self.ctas:
             cta.final_checks()
+            self.machine.program.files.extend(w.file for w in cta.warps)
 
     def check_barrier(self) -> None:
         """Release the cluster barrier once every live warp has arrived."""

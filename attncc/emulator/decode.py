@@ -130,11 +130,17 @@ class Mods:
 
 
 class Program:
-    """A decoded kernel: closures, register table, constants."""
+    """A decoded kernel: closures, register table, constants.
+
+    `ranks` numbers the registers of each width; `files` keeps register files of warps that have ended, for others to use.
+    """
 
     def __init__(self, module: Module, kernel: Kernel):
         self.module, self.kernel = module, kernel
         self.widths: list[int] = []
+        self.ranks: list[int] = []
+        self.counts: dict[int, int] = {}
+        self.files: list = []
         self.names: list[str] = []
         self.index: dict[str, int] = {}
         self.consts: list[tuple[int, int]] = []
@@ -149,7 +155,14 @@ class Program:
         self.index[name] = len(self.widths)
         self.names.append(name)
         self.widths.append(bits)
+        self.ranks.append(self.counts.get(bits, 0))
+        self.counts[bits] = self.ranks[-1] + 1
         return len(self.widths) - 1
+
+    def bank_rows(self, indices) -> np.ndarray:
+        """Rows of 32-bit registers in a warp's `bank`, to read or write many of them at once."""
+        assert all(self.widths[i] == 32 for i in indices)
+        return np.array([self.ranks[i] for i in indices])
 
     def source_of(self, pc: int) -> tuple[int, str, str]:
         """(PTX line, generated source position, text) of instruction `pc`."""
@@ -429,6 +442,14 @@ def put(w, view: str, index: int, value) -> None:
         w.V[view][index][:] = value
     else:
         np.copyto(w.V[view][index], value, where=lanes(w.mi), casting="unsafe")
+
+
+def put_rows(w, rows: np.ndarray, values: np.ndarray) -> None:
+    """As put, for rows of the bank of 32-bit registers at once."""
+    if w.mi == FULL:
+        w.bank[rows] = values
+    else:
+        w.bank[rows] = np.where(lanes(w.mi), values, w.bank[rows])
 
 
 def decode(module: Module, kernel: Kernel) -> Program:

@@ -108,6 +108,11 @@ def active(w) -> np.ndarray:
 
 def groups(w, space: str, addresses: np.ndarray, nbytes: int):
     """Yield (region, lanes, offsets) for the active lanes; reports misaligned and out-of-bounds lanes and drops them."""
+    if space != "generic":
+        plain = _plain(w, space, addresses, nbytes)
+        if plain is not None:
+            yield plain
+            return
     who = active(w)
     where = addresses[who]
     bad = where % nbytes != 0 if nbytes & (nbytes - 1) == 0 else np.zeros(len(who), bool)
@@ -127,6 +132,25 @@ def groups(w, space: str, addresses: np.ndarray, nbytes: int):
         if region is not None and inside.any():
             yield region, who[inside], offsets[inside]
         who, where = who[~inside], where[~inside]
+
+
+def _plain(w, space, addresses, nbytes):
+    """(region, lanes, offsets) of the usual access: aligned, inside one region. None: it must be looked at lane by lane."""
+    who = active(w)
+    where = addresses if w.mi == FULL else addresses[who]
+    low, high = int(where.min()), int(where.max()) + nbytes
+    if nbytes & nbytes - 1 or int(np.bitwise_or.reduce(where)) & nbytes - 1:
+        return None
+    if space == "shared":
+        region = w.cta.shared_region(low)
+        base = low >> RANK_SHIFT << RANK_SHIFT
+        return None if region is None or high - base > len(region.data) else (region, who, where - base)
+    if space == "global":
+        region = w.machine.memory.find(low)
+        if region is None or high > region.end or region.valid is not None:
+            return None
+        return region, who, where - region.base
+    return None
 
 
 def _resolve(w, kind, where, nbytes, who):

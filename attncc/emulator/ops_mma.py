@@ -10,7 +10,7 @@ import numpy as np
 
 from attncc.emulator import memory as mem
 from attncc.emulator import numerics as nm
-from attncc.emulator.decode import BLOCK, op, put
+from attncc.emulator.decode import BLOCK, op, put, put_rows
 
 _COUNT = {"x1": 1, "x2": 2, "x4": 4}
 
@@ -37,6 +37,7 @@ def ldmatrix(k, instr, m):
         return _ldmatrix_b8(k, instr, address, outs, count, trans, kind)
     if kind != "b16" or len(outs) != count:
         raise k.fail("unsupported ldmatrix form")
+    targets = k.program.bank_rows(outs)
 
     def run(w):
         if not w.converged(instr.text):
@@ -47,9 +48,7 @@ def ldmatrix(k, instr, m):
         data = rows.view(np.uint16).reshape(count, 8, 8)
         if trans:
             data = data.transpose(0, 2, 1)
-        words = np.ascontiguousarray(data).view(np.uint32).reshape(count, 32)
-        for d, row in zip(outs, words):
-            put(w, "u32", d, row)
+        put_rows(w, targets, np.ascontiguousarray(data).view(np.uint32).reshape(count, 32))
         return None
 
     return run
@@ -89,11 +88,12 @@ def stmatrix(k, instr, m):
     address, sources = k.addr(instr.ops[0]), k.srcs(instr.ops[1], "b32")
     if len(sources) != count:
         raise k.fail("unsupported stmatrix form")
+    registers = k.program.bank_rows(sources)
 
     def run(w):
         if not w.converged(instr.text):
             return BLOCK
-        words = np.stack([w.V["u32"][s] for s in sources])
+        words = w.bank[registers]
         data = words.view(np.uint16).reshape(count, 8, 8)
         if trans:
             data = data.transpose(0, 2, 1)
@@ -200,17 +200,18 @@ def mma(k, instr, m):
     a, b = k.srcs(instr.ops[1], "b32"), k.srcs(instr.ops[2], "b32")
     c_kind = {"f32": "f32", "s32": "s32", "f16": "b32"}[acc]
     c, d = k.srcs(instr.ops[3], c_kind), k.dsts(instr.ops[0], c_kind)
+    sources, first_b, first_c = k.program.bank_rows([*a, *b, *c]), len(a), len(a) + len(b)
+    targets = k.program.bank_rows(d)
     if len(a) * 64 // BITS[ka] != depth or len(b) * 128 // BITS[kb] != depth:
         raise k.fail("wrong number of fragment registers")
-    store = {"f32": "f32", "s32": "s32", "f16": "u32"}[acc]
+    view = {"f32": np.float32, "s32": np.int32, "f16": np.uint32}[acc]
 
     def run(w):
         if not w.converged(instr.text):
             return BLOCK
-        u = w.V["u32"]
-        left = fragment_a(ka, np.stack([u[i] for i in a]))
-        right = fragment_b(kb, np.stack([u[i] for i in b]))
-        rows = np.stack([w.V[store][i] for i in c])
+        words = w.bank[sources]
+        left, right = fragment_a(ka, words[:first_b]), fragment_b(kb, words[first_b:first_c])
+        rows = words[first_c:].view(view)
         if acc == "f16":
             rows = rows.view(np.float16).reshape(2, 32, 2).transpose(0, 2, 1).reshape(4, 32).astype(np.float32)
         value = left @ right + accumulator(rows)
@@ -219,8 +220,7 @@ def mma(k, instr, m):
         out = accumulator_rows(value)
         if acc == "f16":
             out = np.ascontiguousarray(nm.f32_to_f16(out).reshape(2, 2, 32).transpose(0, 2, 1)).view(np.uint32)[..., 0]
-        for i, row in zip(d, out):
-            put(w, store, i, row)
+        put_rows(w, targets, np.ascontiguousarray(out).view(np.uint32))
         return None
 
     return run

@@ -179,6 +179,7 @@ def ld(k, instr, m):
     outs = [k.program.index[r.name] for r in instr.ops[0].items]
     address = k.addr(instr.ops[1])
     lane, column = fragment(shape, repeat, instr.ops[2].value if len(instr.ops) > 2 else 0)
+    targets = k.program.bank_rows(outs)
     if len(outs) * (2 if pack else 1) != len(lane):
         raise k.fail("wrong number of registers")
 
@@ -197,8 +198,8 @@ def ld(k, instr, m):
         if pack:
             values = values[0::2] & np.uint32(0xFFFF) | values[1::2] << np.uint32(16)
         lock = Lock("tcgen05-order", "tcgen05.wait::ld", operation, soft=True)
-        for d, row in zip(outs, values):
-            w.V["u32"][d][:] = row
+        w.bank[targets] = values
+        for d in outs:
             w.locked[d] = lock
             w.init[d] = 0
         return None
@@ -212,7 +213,7 @@ def st(k, instr, m):
     shape, repeat = _prepare(k, m)
     unpack = m.flag("unpack::16b")
     address = k.addr(instr.ops[0])
-    sources = k.srcs(instr.ops[-1], "b32")
+    sources = k.program.bank_rows(k.srcs(instr.ops[-1], "b32"))
     lane, column = fragment(shape, repeat, instr.ops[1].value if len(instr.ops) > 2 else 0)
     if len(sources) * (2 if unpack else 1) != len(lane):
         raise k.fail("wrong number of registers")
@@ -227,7 +228,7 @@ def st(k, instr, m):
         batch = _stores(w)
         agent = Agent(op_ident(batch.operation.number), w.clk.copy(), 0, w.pc - 1, False, Addressed(w, w.pc - 1))
         tmem.shadow.write(agent, granules)
-        values = np.stack([w.V["u32"][s] for s in sources])
+        values = w.bank[sources]
         if unpack:
             values = np.stack([values & np.uint32(0xFFFF), values >> np.uint32(16)], axis=1).reshape(-1, 32)
 

@@ -170,7 +170,25 @@ def mma_async(k, instr, m):
     else:
         signs, trans = tuple(rest[:2]), tuple(rest[2:])
         trans = (0, *trans) if from_registers and len(trans) == 1 else trans or (0, 0)
-    spec = Spec(acc, ka, kb, n, depth, sat, d, a, b, scale_d, signs, trans, from_registers, instr)
+    rows_a = k.program.bank_rows(a) if from_registers else None
+    spec = Spec(
+        acc,
+        ka,
+        kb,
+        n,
+        depth,
+        sat,
+        d,
+        a,
+        b,
+        scale_d,
+        signs,
+        trans,
+        from_registers,
+        instr,
+        rows_a,
+        k.program.bank_rows(d),
+    )
     return spec.run
 
 
@@ -195,10 +213,12 @@ def operand_values(cta, chunks: np.ndarray, kind: str, mn_major: bool) -> np.nda
 class Spec:
     """One decoded wgmma.mma_async."""
 
-    def __init__(self, acc, ka, kb, n, depth, sat, d, a, b, scale_d, signs, trans, from_registers, instr):
+    def __init__(
+        self, acc, ka, kb, n, depth, sat, d, a, b, scale_d, signs, trans, from_registers, instr, rows_a, rows_d
+    ):
         self.acc, self.ka, self.kb, self.n, self.depth, self.sat = acc, ka, kb, n, depth, sat
         self.d, self.a, self.b, self.scale_d, self.signs, self.trans = d, a, b, scale_d, signs, trans
-        self.from_registers, self.instr = from_registers, instr
+        self.from_registers, self.instr, self.rows_a, self.rows_d = from_registers, instr, rows_a, rows_d
         self.view = {"f32": "f32", "s32": "s32", "f16": "u32"}[acc]
 
     def run(self, w):
@@ -290,7 +310,7 @@ class Spec:
         left_chunks, right_chunks = chunks
         right = operand_values(w.cta, right_chunks, self.kb, bool(self.trans[1]))
         if self.from_registers:
-            left = fragment_a(self.ka, np.stack([w.V["u32"][i] for i in self.a]))
+            left = fragment_a(self.ka, w.bank[self.rows_a])
         else:
             left = operand_values(w.cta, left_chunks, self.ka, bool(self.trans[0]))
             if self.trans[0]:
@@ -311,13 +331,11 @@ def store_accumulator(w, spec, value: np.ndarray, accumulate: bool) -> None:
             old = nm.f16_to_f32(table[r].view(np.uint16).reshape(32, 2)) if accumulate else np.float32(0)
             table[r][:] = np.ascontiguousarray(nm.f32_to_f16(pair + old)).view(np.uint32)[:, 0]
         return
+    old = w.bank[spec.rows_d]
     if spec.acc == "s32":
-        for r, row in zip(spec.d, rows):
-            total = row + table[r].astype(np.int64) if accumulate else row
-            table[r][:] = np.clip(total, -(2**31), 2**31 - 1) if spec.sat else total.astype(np.int32)
+        total = rows + old.view(np.int32).astype(np.int64) if accumulate else rows
+        total = np.clip(total, -(2**31), 2**31 - 1) if spec.sat else total
+        w.bank[spec.rows_d] = total.astype(np.int32).view(np.uint32)
         return
-    for r, row in zip(spec.d, rows):
-        if accumulate:
-            table[r] += row
-        else:
-            table[r][:] = row
+    total = np.asarray(rows + old.view(np.float32) if accumulate else rows, np.float32)
+    w.bank[spec.rows_d] = np.ascontiguousarray(total).view(np.uint32)

@@ -13,15 +13,17 @@ from __future__ import annotations
 import numpy as np
 
 UNWRITTEN = -1
+INITIAL = -(2**31)
 
 
 class Clock:
     """Knowledge of one warp, barrier or asynchronous operation."""
 
-    __slots__ = ("ops", "pops", "pvc", "vc")
+    __slots__ = ("_bits", "ops", "pops", "pvc", "vc")
 
     def __init__(self, vc: np.ndarray, pvc: np.ndarray, ops: int = 0, pops: int = 0):
         self.vc, self.pvc, self.ops, self.pops = vc, pvc, ops, pops
+        self._bits = (-1, None)
 
     @classmethod
     def empty(cls, size: int) -> Clock:
@@ -30,7 +32,18 @@ class Clock:
 
     def copy(self) -> Clock:
         """A snapshot."""
-        return Clock(self.vc.copy(), self.pvc.copy(), self.ops, self.pops)
+        other = Clock(self.vc.copy(), self.pvc.copy(), self.ops, self.pops)
+        other._bits = self._bits
+        return other
+
+    def knows(self, numbers: np.ndarray) -> bool:
+        """Are all these asynchronous operations known to be complete?"""
+        ops, bits = self._bits
+        if ops is not self.ops:
+            raw = self.ops.to_bytes(self.ops.bit_length() // 8 + 1, "little")
+            bits = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")
+            self._bits = (self.ops, bits)
+        return int(numbers.max()) < len(bits) and bool(bits[numbers].all())
 
     def join(self, other: Clock) -> None:
         """Learn everything `other` knows."""
@@ -75,7 +88,7 @@ class Shadow:
         self.machine, self.name, self.granule = machine, name, granule
         n = -(-nbytes // granule)
         self.first_gid = first_gid
-        self.wid = np.full(n, -(2**31) if initialised else UNWRITTEN, np.int32)
+        self.wid = np.full(n, INITIAL if initialised else UNWRITTEN, np.int32)
         self.wep = np.zeros(n, np.int32)
         self.wpc = np.zeros(n, np.int32)
         self.rd = np.zeros((readers, n), np.int32) if readers else None
@@ -93,7 +106,7 @@ class Shadow:
     def read(self, agent: Agent, idx: np.ndarray, uninit: str | None = "error") -> None:
         """A read; `uninit` is the severity of reading unwritten bytes (None: allowed)."""
         ids = self.wid[idx]
-        if not (ids == agent.ident).all():
+        if not self._ordered(agent, idx, ids):
             self._check_writers(agent, idx, ids, reading=True, uninit=uninit)
         if self.rd is not None:
             if agent.ident >= 0:
@@ -111,7 +124,7 @@ class Shadow:
     def write(self, agent: Agent, idx: np.ndarray, same=None) -> None:
         """A write; `same()` tells whether it leaves the bytes as they are (an unordered write is then only a warning)."""
         ids = self.wid[idx]
-        if not (ids == agent.ident).all():
+        if not self._ordered(agent, idx, ids):
             self._check_writers(agent, idx, ids, reading=False, uninit=None, same=same)
         if self.rd is not None:
             self._check_readers(agent, idx)
@@ -120,12 +133,27 @@ class Shadow:
         self.wep[idx] = agent.epoch
         self.wpc[idx] = agent.pc
 
+    def _ordered(self, agent: Agent, idx: np.ndarray, ids: np.ndarray) -> bool:
+        """The usual cases in a few array operations: True if the agent is ordered after all writers `ids` of granules `idx`.
+
+        False says nothing: then each writer is looked at by itself.
+        """
+        low, high = int(ids.min()), int(ids.max())
+        if low == high and low in (agent.ident, INITIAL):
+            return True
+        if low >= 0:
+            known = agent.clk.pvc if agent.proxy else agent.clk.vc
+            return bool((self.wep[idx] <= known[ids]).all())
+        if low == INITIAL or high >= UNWRITTEN or (agent.proxy and self.machine.generic_ops):
+            return False
+        return agent.clk.knows(-2 - ids)
+
     # -- checks --------------------------------------------------------------------------------------------------------
 
     def _check_writers(self, agent, idx, ids, reading, uninit, same=None):
         kinds = np.unique(ids)
         for who in kinds.tolist():
-            if who == agent.ident or who == -(2**31):
+            if who == agent.ident or who == INITIAL:
                 continue
             if who == UNWRITTEN:
                 if uninit:
@@ -179,18 +207,23 @@ class Shadow:
             reader = self.machine.describe(self.first_gid + int(row), int(self.rpc[row, at]))
             agent.report("overwrite", f"{self.name}+{int(at) * self.granule:#x}: {reader} may still read it")
         unknown = self.async_mask & ~agent.clk.ops
+        if unknown:
+            low, high = int(idx.min()), int(idx.max())
+            mine = np.zeros(high - low + 1, bool)
+            mine[idx - low] = True
         while unknown:
             number = unknown.bit_length() - 1
             unknown ^= 1 << number
             if op_ident(number) != agent.ident:
-                self._check_async_reader(agent, idx, number)
+                self._check_async_reader(agent, mine, low, number)
 
-    def _check_async_reader(self, agent, idx, number):
-        low, high = int(idx.min()), int(idx.max())
+    def _check_async_reader(self, agent, mine, low, number):
+        """`mine` marks the granules from `low` on that the agent writes."""
         for other, pc in self.async_reads[number]:
-            if int(other[-1]) < low or int(other[0]) > high:
+            if int(other[-1]) < low or int(other[0]) >= low + len(mine):
                 continue
-            common = np.intersect1d(idx, other)
+            near = other[(other >= low) & (other < low + len(mine))]
+            common = near[mine[near - low]]
             if len(common):
                 reader = self.machine.describe(op_ident(number), pc)
                 agent.report("overwrite", f"{self.name}+{int(common[0]) * self.granule:#x}: {reader} may still read it")

@@ -24,10 +24,41 @@ _DTYPES = {
 }
 
 
+class RegisterFile:
+    """Rows of 32 lanes for every register, under each numpy view of its width. Making one takes a while, so they are reused."""
+
+    def __init__(self, program: Program):
+        n = len(program.widths)
+        self.views = {view: [None] * n for views in _VIEWS.values() for view in views}
+        self.views["b128"] = [None] * n
+        self.stores = {}
+        for bits, views in _VIEWS.items():
+            where = [i for i, width in enumerate(program.widths) if width == bits]
+            store = self.stores[bits] = np.zeros((len(where), 32), _DTYPES[views[0]])
+            for view in views:
+                rows, table = store.view(_DTYPES[view]), self.views[view]
+                for row, index in zip(rows, where):
+                    table[index] = row
+        wide = [i for i, width in enumerate(program.widths) if width == 128]
+        self.stores[128] = np.zeros((len(wide), 32, 2), np.uint64)
+        for row, index in zip(self.stores[128], wide):
+            self.views["b128"][index] = row
+        for index, value in program.consts:
+            width = program.widths[index]
+            if width > 1:
+                self.views[f"u{width}"][index][:] = np.asarray(value).astype(f"u{width // 8}")
+        self.blank = {bits: store.copy() for bits, store in self.stores.items()}
+
+    def clear(self) -> None:
+        """Zero everything but the constants."""
+        for bits, store in self.stores.items():
+            store[:] = self.blank[bits]
+
+
 class Warp:
     """Architectural state of 32 threads.
 
-    `V[view][index]` is the row of a register under a numpy view; predicates are lane masks in `pr[index]`;
+    `V[view][index]` is the row of a register under a numpy view, `bank` all 32-bit ones as an array; predicates are lane masks in `pr[index]`;
     `init[index]` tells which lanes hold a defined value. `mi` is the active mask of the current path, `live` the
     lanes that have not exited, `others` the paths that diverged from it as [pc, mask, blocked].
     """
@@ -50,27 +81,19 @@ class Warp:
         self._allocate()
 
     def _allocate(self) -> None:
-        prog = self.prog
-        n = len(prog.widths)
-        self.V = {view: [None] * n for views in _VIEWS.values() for view in views}
-        self.V["b128"] = [None] * n
+        n = len(self.prog.widths)
+        self.file = self.prog.files.pop() if self.prog.files else RegisterFile(self.prog)
+        self.file.clear()
+        self.V, self.bank = self.file.views, self.file.stores[32]
         self.pr = [0] * n
         self.init = [0] * n
-        for bits, views in _VIEWS.items():
-            where = [i for i, width in enumerate(prog.widths) if width == bits]
-            store = np.zeros((len(where), 32), _DTYPES[views[0]])
-            for view in views:
-                rows, table = store.view(_DTYPES[view]), self.V[view]
-                for row, index in zip(rows, where):
-                    table[index] = row
-        for i, width in enumerate(prog.widths):
-            if width == 128:
-                self.V["b128"][i] = np.zeros((32, 2), np.uint64)
         self._constants()
 
     def _constants(self) -> None:
         for index, value in self.prog.consts:
-            self.set_row(index, value)
+            if self.prog.widths[index] == 1:
+                self.set_row(index, value)
+            self.init[index] = FULL
         for index, name in self.prog.specials:
             self.set_row(index, self.cta.special(name, self))
         for index, name in self.prog.syms:
