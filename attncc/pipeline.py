@@ -15,6 +15,7 @@ from attncc.passes.schedule.drop_guards import drop_guards
 from attncc.passes.schedule.lazy_rescaling import lazy_rescaling
 from attncc.passes.schedule.overlap_softmax_with_mma import overlap_softmax_with_mma
 from attncc.passes.schedule.peel_first_tile import peel_first_tile
+from attncc.passes.schedule.persistent_blocks import persistent_blocks
 from attncc.passes.schedule.ping_pong import ping_pong
 from attncc.passes.schedule.pipeline_stages import pipeline_stages
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
@@ -79,6 +80,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         drop_guards,
         tile_order,
         stage_output,
+        persistent_blocks,
         budget_registers,
     ),
     "ampere": MMA_SYNC_PASSES,

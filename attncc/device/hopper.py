@@ -197,11 +197,17 @@ def stage_rows(mma, source, tile, group, thread):
 
 @cute.jit
 def store_tile(atom, sides, box, copy, warp_in_group):
-    """The group's first warp stores copy `copy` of a shared tile to box `box`, and waits until it has been read."""
+    """The group's first warp starts to store copy `copy` of a shared tile to box `box`."""
     shared, target = sides
     if warp_in_group == 0:
         cute.copy(atom, shared[None, copy], target[None, box])
         cute.arch.cp_async_bulk_commit_group()
+
+
+@cute.jit
+def wait_for_stores(warp_in_group):
+    """The warp that starts a group's stores waits until they have read their tiles."""
+    if warp_in_group == 0:
         cute.arch.cp_async_bulk_wait_group(0, read=True)
 
 

@@ -70,10 +70,15 @@ class _Lane:
 def run_clock(
     schedule: Schedule, target: Target, sizes: tuple[int, int, int], inputs: dict, where: dict[str, int]
 ) -> list[Event]:
-    """The events of the block that computes the query tile `where` ({"b", "h", "q_tile"}) in a call of (batch, seq_q, seq_kv)."""
+    """The events of the block that computes the query tile `where` ({"b", "h", "q_tile"}) in a call of (batch, seq_q, seq_kv).
+
+    Where blocks work on several query tiles: those of the first block.
+    """
     call = call_of(schedule, *sizes, inputs, torch.float32)
     blocks = blocks_of(schedule, call)
-    same = torch.stack([blocks[name].reshape(-1) == value for name, value in where.items()]).all(0)
+    named = [blocks[name].reshape(-1) == value for name, value in where.items() if name in blocks]
+    first = torch.arange(blocks["block_x"].shape[0]) == 0
+    same = torch.stack(named or [first]).all(0)
     chosen = {name: x[same][:1] for name, x in blocks.items()}
     workers, _ = trace(schedule, call, chosen)
     return _Clock(schedule, target, workers).run()

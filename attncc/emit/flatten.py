@@ -151,10 +151,9 @@ class Flattener:
         yield "block", BarrierView("block", 0, 1, self.schedule.threads)
 
     def prelude(self) -> tuple[Step, ...]:
-        """The schedule's prelude, and `hkv` when it does not bind it."""
-        bound = {op.name for op in self.schedule.prelude if isinstance(op, l3.Let)}
+        """The schedule's prelude, and `hkv` when neither it nor a role binds it."""
         ops = self.schedule.prelude
-        if "hkv" not in bound:
+        if "hkv" not in {op.name for op in all_operations(self.schedule) if isinstance(op, l3.Let)}:
             ops = (*ops, l3.Let("hkv", floordiv(var("h"), const(self.schedule.attention.group))))
         return tuple(self.step(op) for op in ops)
 
@@ -167,8 +166,11 @@ class Flattener:
         mmas = self.mmas(role)
         self.products = {m.name: m for m in mmas}
         self.issues = issues_products(self.schedule, role)
+        self.current = role
+        if not any(isinstance(op, l3.Place) for op in operations(role.body)):
+            body.insert(0, l3.Place())
         scores = [m.cols for m in mmas if m.transposed]
-        used = {c for op in operations(role.body) for c in (getattr(op, "channel", None),) if c}
+        used = channels_of(role)
         return RoleView(
             name=role.name,
             macro=role_macro(self.schedule, role),
@@ -218,6 +220,7 @@ class Flattener:
         return tuple(steps)
 
     def steps(self, body: tuple) -> tuple[Step, ...]:
+        """The body's operations as steps."""
         return tuple(self.step(op) for op in inline_columns(body))
 
     def step(self, op) -> Step:
@@ -258,6 +261,12 @@ class Flattener:
         boolean = op.expr.type == BOOL
         self.element_lets[op.name] = f"({target}[{index}] != 0)" if boolean else f"{target}[{index}]"
         return {"target": target, "stored": "Int32" if boolean else DSL_TYPES[op.expr.type]}
+
+    def view_place(self, op):
+        """What a role sets up for a query tile: where the tensors of its channels lie, and its own rows."""
+        used = channels_of(self.current)
+        channels = tuple(c for c in self.channels.values() if c.name in used and c.tensor)
+        return f"place_{role_macro(self.schedule, self.current)}", {"channels": channels, "first_warp": self.current.first_warp}
 
     def view_for(self, op):
         return "for_", {"target": self.base.variable(op.counter, INT), "label": printable(op.label)}
@@ -396,15 +405,21 @@ class Flattener:
         return f"store_{op.tensor}_{space}", {"tile": self.tiles.get(op.src)}
 
 
+def channels_of(role: Role) -> frozenset[str]:
+    """Names of the channels that a role uses."""
+    return frozenset(op.channel for op in operations(role.body) if hasattr(op, "channel"))
+
+
 def private_buffers(schedule: Schedule) -> dict[str, int]:
-    """Shared buffers whose rows belong to one warp group each (first operands of products, and their aliases) -> the number of groups."""
+    """Shared buffers whose rows belong to one warp group each (first operands of products, what is stored, and aliases) -> the number
+    of groups."""
     out: dict[str, int] = {}
     for role in schedule.roles:
         for op in operations(role.body):
-            if isinstance(op, l3.Mma):
-                a = schedule.buffer(op.a)
-                if a.space == "shared" and a.rows == schedule.tile_m:
-                    out[a.name] = parts(schedule)
+            if isinstance(op, (l3.Mma, Store)):
+                own = schedule.buffer(op.a if isinstance(op, l3.Mma) else op.src)
+                if own.space == "shared" and own.rows == schedule.tile_m:
+                    out[own.name] = parts(schedule)
     for b in schedule.buffers:
         if b.alias in out:
             out[b.name] = out[b.alias]

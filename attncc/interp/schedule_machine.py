@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from attncc.interp.tensor_memory import TensorMemory
 from attncc.ir import schedule as l3
-from attncc.ir.schedule_ops import buffers_read, buffers_written, parts
-from attncc.ir.tile import REGISTER, SHARED, TENSOR
+from attncc.ir.schedule_ops import buffers_read, buffers_written, operations, parts
+from attncc.ir.tile import REGISTER, SHARED, TENSOR, Store
 
 FAULTS = ("deadlock", "overwritten", "unfinished", "uninitialised", "protocol", "barrier", "never read")
 
@@ -74,6 +74,8 @@ class _Own:
     """Register buffers that hold something."""
     unseen: frozenset[str] = frozenset()
     """Shared buffers written since the last Sync."""
+    storing: frozenset[str] = frozenset()
+    """Shared buffers that an asynchronous store may still read."""
 
     def clone(self) -> _Own:
         new = _Own.__new__(_Own)
@@ -126,6 +128,7 @@ class Machine:
         self.tensor = TensorMemory(schedule)
         self.rounds: dict[tuple[str, int], tuple[int, int, frozenset[int]]] = {}
         self.flying: tuple[tuple[str, int], ...] = ()
+        self.is_reused = any(isinstance(op, l3.Place) for role in schedule.roles for op in operations(role.body))
 
     def _rings(self):
         """(name, (channel, part)) of every ring: a private channel has one for each part, called `name.part`."""
@@ -204,6 +207,8 @@ class Machine:
     def finish(self) -> None:
         """Raises a Fault when something was left undone after every worker's last operation."""
         for i, (worker, own) in enumerate(zip(self.workers, self.own)):
+            if own.storing:
+                raise Fault("unfinished", f"{worker.name} ends while {min(own.storing)} is being stored")
             if own.products:
                 raise Fault("unfinished", f"{worker.name} ends while a product into {own.products[0][0]} is unfinished")
             for name in own.acquired:
@@ -326,6 +331,10 @@ class Machine:
 
     def _write_shared(self, i: int, name: str) -> None:
         own, owner = self.own[i], self.buffers[name].alias
+        if name in own.storing:
+            raise self.fail("overwritten", i, f"{name} is written while it is being stored")
+        if self.is_reused and owner in self.channel_of and self.channel_of[owner].name not in own.waited:
+            raise self.fail("overwritten", i, f"{name} lies over {owner}, whose next copy may be under way")
         for _, _, shared in own.products:
             if any(self.channels[c].buffer == owner for c, _ in shared):
                 raise self.fail("overwritten", i, f"{name} lies over {owner}, which an unfinished product reads")
@@ -365,6 +374,9 @@ def _copy(m: Machine, i: int, op: l3.Copy):
             raise m.fail("overwritten", i, f"tile {position - channel.stages} of {op.channel} is still in use by {m.workers[r].name}")
         if any((op.channel, position - channel.stages) in shared for _, _, shared in m.own[r].products):
             raise m.fail("overwritten", i, f"an unfinished product of {m.workers[r].name} reads this stage of {op.channel}")
+    for r in m.readers[op.channel]:
+        if any(channel.buffer in (name, m.buffers[name].alias) for name in m.own[r].storing):
+            raise m.fail("overwritten", i, f"{m.workers[r].name} is storing from the memory of {channel.buffer}")
     if channel.kind == "cp_async":
         for r in m.readers[op.channel]:
             if r != i and position >= channel.stages and stage.left.get(r, -1) >= own.meetings:
@@ -495,9 +507,21 @@ def _mma_wait(m: Machine, i: int, op: l3.MmaWait):
     return True
 
 
+def _store(m: Machine, i: int, op: Store):
+    if op.asynchronous:
+        m.own[i].storing = m.own[i].storing | {op.src}
+    return True
+
+
+def _store_wait(m: Machine, i: int, op: l3.StoreWait):
+    m.own[i].storing = frozenset()
+    return True
+
+
 HANDLERS = {
     l3.Acquire: _acquire, l3.Copy: _copy, l3.Commit: _commit, l3.CopyWait: _copy_wait, l3.Wait: _wait,
-    l3.Release: _release, l3.Sync: _sync, l3.Arrive: _arrive, l3.MmaWait: _mma_wait,
+    l3.Release: _release, l3.Sync: _sync, l3.Arrive: _arrive, l3.MmaWait: _mma_wait, Store: _store,
+    l3.StoreWait: _store_wait,
 }  # fmt: skip
 VISIBLE = (l3.Acquire, l3.Copy, l3.Commit, l3.Wait, l3.Release, l3.Sync, l3.Arrive)
 """Operations that other workers can notice, or that may have to wait."""

@@ -91,10 +91,8 @@ def trace(schedule: l3.Schedule, call: Call, blocks: dict[str, torch.Tensor]) ->
     for role in schedule.roles:
         for group in range(max(role.groups, 1)):
             env = dict(call.env, **blocks, group=group)
-            rows = torch.arange(role.rows_per_group).view(1, -1, 1)
-            env["q_idx"] = blocks["q_tile"] * schedule.tile_m + group * role.rows_per_group + rows
-            path = _Path(schedule, call, group)
-            path.walk(role.body, env)
+            path = _Path(schedule, call, group, role.rows_per_group)
+            path.walk(role.body, path.placed(env) if "q_tile" in env else env)
             ops, at = tuple(s.op for s in path.steps), tuple(s.part for s in path.steps)
             workers.append(Worker(role.name, group, role.warps * 32 // max(role.groups, 1), ops, at))
             steps.append(tuple(path.steps))
@@ -104,8 +102,8 @@ def trace(schedule: l3.Schedule, call: Call, blocks: dict[str, torch.Tensor]) ->
 class _Path:
     """The way of one worker through its role's body."""
 
-    def __init__(self, schedule: l3.Schedule, call: Call, group: int):
-        self.schedule, self.call, self.part = schedule, call, group
+    def __init__(self, schedule: l3.Schedule, call: Call, group: int, rows: int):
+        self.schedule, self.call, self.part, self.rows = schedule, call, group, rows
         self.elected = group == 0
         self.tma = {c.name for c in schedule.channels if c.kind != "cp_async" and not c.private}
         self.steps: list[Step] = []
@@ -125,9 +123,16 @@ class _Path:
                     self.walk(op.body, {**env, op.counter: t})
             elif isinstance(op, l3.ForParts):
                 self.walk_parts(op, env)
+            elif isinstance(op, l3.Place):
+                env = self.placed(env)
             elif not (isinstance(op, (l3.Acquire, l3.Copy, l3.Commit)) and op.channel in self.tma and not self.elected):
                 self.steps.append(Step(op, env, self.part))
         return env
+
+    def placed(self, env: dict[str, object]) -> dict[str, object]:
+        """`env` with the rows of the query tile that it names."""
+        rows = torch.arange(self.rows).view(1, -1, 1)
+        return {**env, "q_idx": env["q_tile"] * self.schedule.tile_m + env[l3.GROUP_VARIABLE] * self.rows + rows}
 
     def walk_parts(self, op: l3.ForParts, env: dict[str, object]) -> None:
         before, count = self.part, parts(self.schedule)

@@ -1,7 +1,8 @@
 """L3: who does what, when. Roles with their operations in order, channels, buffers, registers. Nothing is left to decide.
 
-A schedule is one thread block (CTA) that computes the query tile its block index names. Each role is a set of warps that
-run the same body; a role of several warp groups runs its body once for each group, on its own `rows_per_group` rows.
+A schedule is one thread block (CTA) that computes the query tile its block index names, or, where its roles have a Place, several
+query tiles one after the other. Each role is a set of warps that run the same body; a role of several warp groups runs its
+body once for each group, on its own `rows_per_group` rows.
 
 **Channels** carry tiles from a producer role to consumer roles through `stages` copies of a buffer, as a ring. For each
 stage there is a full and an empty barrier:
@@ -184,6 +185,19 @@ class Arrive:
 
 
 @dataclass(frozen=True)
+class StoreWait:
+    """Waits until this warp group's asynchronous stores have read their shared buffers (what they store may still be under way)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """From here on the role works on the query tile that q_tile, h, hkv and b name here: q_idx, copies and stores go by them.
+
+    For blocks that work on several query tiles. A role without one stands at the tile that the prelude names from its start.
+    """
+
+
+@dataclass(frozen=True)
 class SetRegisters:
     """Registers a thread of this role from here on (setmaxnreg); `grow` when it is an increase."""
 
@@ -268,8 +282,8 @@ class Convert:
 
 
 Op = Union[
-    Let, RowLet, ColLet, If, For, ForParts, Acquire, Copy, Commit, CopyWait, Wait, Release, Sync, Arrive, SetRegisters, Fill, Mma, MmaWait,
-    Score, Mask, SoftmaxStep, Weights, Rescale, Convert, Finalize, Store,
+    Let, RowLet, ColLet, If, For, ForParts, Acquire, Copy, Commit, CopyWait, Wait, Release, Sync, Arrive, StoreWait, Place, SetRegisters, Fill,
+    Mma, MmaWait, Score, Mask, SoftmaxStep, Weights, Rescale, Convert, Finalize, Store,
 ]  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from attncc.ir import schedule as l3
 from attncc.ir.expr import OPS, Expr, variables, walk
 from attncc.ir.tile import LSE, TENSOR, ColLet, Let, RowLet
 
+PLACE = frozenset({"q_tile", "b", "h", "hkv"})
+"""What names a query tile."""
 STATISTICS = ("row_max", "row_sum")
 """Buffers that Finalize reads besides its accumulator (softmax only); it writes LSE."""
 
@@ -39,6 +41,8 @@ def expressions(op) -> tuple[Expr, ...]:
 def names_read(op) -> frozenset[str]:
     """Variables that an operation's own expressions read; whoever reads an element index reads the tile index it is made of."""
     names = frozenset().union(*(variables(e) for e in expressions(op)))
+    if isinstance(op, l3.Place):
+        return names | PLACE
     implied = {"kv_idx": "kv_tile", "q_idx": "q_tile"}
     return names | {implied[n] for n in names if n in implied}
 

@@ -150,10 +150,14 @@ class Finalize:
 
 @dataclass(frozen=True)
 class Store:
-    """Rows below seq_q of `src` go to the argument `tensor` ("o" or "lse")."""
+    """Rows below seq_q of `src` go to the argument `tensor` ("o" or "lse").
+
+    `asynchronous` (L3, from shared memory): it goes on by itself, and `src` may not be written before a StoreWait.
+    """
 
     src: str
     tensor: str
+    asynchronous: bool = False
 
 
 Op = Union[Let, RowLet, ColLet, Load, Matmul, Score, Mask, Softmax, Weights, Finalize, Store]

@@ -1,12 +1,14 @@
 """Starts the longest query tiles first, where later query tiles have more key tiles (causal masks).
 
     before  grid = (q_tiles, heads_q, batch)     q_tile = block_x; h = block_y; b = block_z
-    after   grid = (heads_together, q_tiles, batch * sections)     q_tile = q_tiles - 1 - block_y
+    after   grid = (heads_together, q_tiles, batch * sections)
+            q_tile = q_tiles - 1 - block_y, and block_y in every second section, the last one descending
             h = block_z % sections * heads_together + block_x; b = block_z // sections
 
 Blocks start in the order of their indices: long tiles go first and short ones fill the end (longest processing time first,
 Graham 1969). Heads are taken in sections whose keys and values stay in the L2 cache together; the section gets smaller as
-seq_kv grows. Without this pass blocks start in the order of the rows, and the last to start are the longest.
+seq_kv grows. Every second section is taken in ascending order, so that costs change steadily from one section to the next: where a
+block works on several tiles (persistent_blocks) that keeps blocks even. Without this pass blocks start in the order of the rows, and the last to start are the longest.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import dataclasses
 
 from attncc.formats import bytes_of
 from attncc.ir import schedule as l3
-from attncc.ir.expr import ONE, Expr, add, apply, const, floordiv, mul, select, sub, var
+from attncc.ir.expr import ONE, ZERO, Expr, add, apply, const, floordiv, mul, select, sub, var
 from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.simplify import simplify
 from attncc.ir.tile import Let
@@ -37,13 +39,14 @@ def tile_order(schedule: l3.Schedule, target: Target) -> l3.Schedule:
         return schedule
     heads = const(schedule.attention.heads_q)
     together = heads_together(schedule, target)
+    section = sub(sub(mul(var("batch"), var(SECTIONS)), ONE), var("block_z"))
     places = {
-        "q_tile": sub(sub(var("q_tiles"), ONE), var("block_y")),
+        "q_tile": select(apply("eq", apply("mod", section, const(2)), ZERO), sub(sub(var("q_tiles"), ONE), var("block_y")), var("block_y")),
         "h": add(mul(apply("mod", var("block_z"), var(SECTIONS)), var(TOGETHER)), var("block_x")),
         "b": floordiv(var("block_z"), var(SECTIONS)),
     }
     prelude = tuple(Let(op.name, places.get(op.name, op.expr)) for op in schedule.prelude)
-    lets = (Let(TOGETHER, together), Let(SECTIONS, simplify(floordiv(heads, together))))
+    lets = (Let(TOGETHER, together), Let(SECTIONS, simplify(floordiv(heads, var(TOGETHER)))))
     grid = (together, var("q_tiles"), simplify(mul(var("batch"), floordiv(heads, together))))
     return dataclasses.replace(schedule, grid=grid, prelude=lets + prelude)
 
@@ -61,9 +64,10 @@ def heads_together(schedule: l3.Schedule, target: Target) -> Expr:
     return size
 
 
-def key_tiles(schedule: l3.Schedule, seq_q: int, seq_kv: int, q_tile: int) -> int | None:
-    """Key tiles of a query tile of the first head; None when that depends on tensors or run-time scalars."""
-    env = {"seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q, "batch": 1, "b": 0, "h": 0, "hkv": 0, "q_tile": q_tile}
+def key_tiles(schedule: l3.Schedule, seq_q: int, seq_kv: int, q_tile: int, head: int = 0) -> int | None:
+    """Key tiles of a query tile of one head; None when that depends on tensors or run-time scalars."""
+    env = {"seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q, "batch": 1, "b": 0, "q_tile": q_tile}
+    env |= {"h": head, "hkv": head // schedule.attention.group}
     lets = [op for op in (*schedule.prelude, *operations(compute_role(schedule).body)) if isinstance(op, Let)]
     for let in lets:
         try:

@@ -1,0 +1,176 @@
+"""Lets a block work on several query tiles, so that the next one's copies run under the end of the present one.
+
+    before  grid = (x, y, z)                           role producer { copy Q; copy K, V ... }
+                                                       role consumer { wait Q; ...; finalize O; convert OUT; store OUT; store_wait }
+    after   grid = (min(x * y * z, blocks that are resident), 1, 1)
+            role producer { for each work tile { place; copy Q; copy K, V ... } }
+            role consumer { for each work tile { place; wait Q; ...; release Q; finalize O; store_wait; convert OUT; store OUT } store_wait }
+
+(FlashAttention-3, section 3; "persistent" kernels.) A query tile costs some microseconds outside its loop: the block's start, first copies,
+the output. The copying role now goes on to the next tile as soon as its stages are free. Work tiles keep the order of the grid; round by
+round they are dealt to the blocks forwards and backwards in turn, so that with costs that fall steadily (tile_order) every
+block gets as much. The output gets shared memory of its own where there is some left, and Q can be copied under it; else Q is released when the
+output has been stored out of its memory.
+
+Asks for: roles, tma_store. Done where the costs of all query tiles are known to be alike, or to rise from the first to the last;
+elsewhere the hardware hands out blocks as others end, which balances any cost. Without this pass each block works on one tile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from attncc.formats import bytes_of
+from attncc.ir import schedule as l3
+from attncc.ir.expr import ONE, ZERO, Expr, add, apply, const, floordiv, minimum, mul, select, sub, substitute, var, variables
+from attncc.ir.schedule_ops import compute_role, operations, replace_role, role_named, shared_bytes
+from attncc.ir.simplify import simplify
+from attncc.ir.tile import SHARED, Let, Store
+from attncc.passes.schedule.tile_order import SAMPLE, key_tiles
+from attncc.targets import Target
+
+WORK_TILES, BLOCKS, ROUNDS, ROUND, WORK = "work_tiles", "blocks", "rounds", "round", "work"
+ACROSS, DOWN = "across", "down"
+"""Extents of the grid whose blocks the work tiles were."""
+_ROW = floordiv(var(WORK), var(ACROSS))
+INDICES: dict[str, Expr] = {
+    "block_x": apply("mod", var(WORK), var(ACROSS)),
+    "block_y": apply("mod", _ROW, var(DOWN)),
+    "block_z": floordiv(_ROW, var(DOWN)),
+}
+"""The block indices that a work tile had."""
+ALIKE = 1.25
+"""Costs that differ by no more than this factor count as alike."""
+
+
+def persistent_blocks(schedule: l3.Schedule, target: Target) -> l3.Schedule:
+    """`schedule` with a loop over work tiles in every role; unchanged where their costs are not known beforehand."""
+    if not (target.has("roles") and target.has("tma_store")) or len(schedule.roles) != 2 or not has_steady_costs(schedule):
+        return schedule
+    q, out = _q_channel(schedule), _stored(schedule)
+    if q is None or out is None:
+        return schedule
+    schedule = _apart(schedule, out, target)
+    over_q = schedule.buffer(out).alias is not None
+    consumer = compute_role(schedule)
+    producer = role_named(schedule, schedule.channel(q).producer)
+    computing = _end_with_release(consumer.body, q) if over_q else _release_early(consumer.body, q, out)
+    copying = _always(producer.body, q) if over_q else producer.body
+    after = () if over_q else (l3.StoreWait(),)
+    shared, place = _split_prelude(schedule.prelude)
+    schedule = replace_role(schedule, consumer, body=_loop(computing, place, after))
+    schedule = replace_role(schedule, producer, body=_loop(copying, place, ()))
+    total = simplify(mul(mul(schedule.grid[0], schedule.grid[1]), schedule.grid[2]))
+    resident = const(target.rates.sms * schedule.blocks_per_sm)
+    lets = (
+        Let(ACROSS, schedule.grid[0]),
+        Let(DOWN, schedule.grid[1]),
+        Let(WORK_TILES, simplify(mul(mul(var(ACROSS), var(DOWN)), schedule.grid[2]))),
+        Let(BLOCKS, minimum(var(WORK_TILES), resident)),
+        Let(ROUNDS, floordiv(sub(add(var(WORK_TILES), var(BLOCKS)), ONE), apply("max", var(BLOCKS), ONE))),
+    )
+    return dataclasses.replace(schedule, grid=(minimum(total, resident), ONE, ONE), prelude=(*shared, *lets))
+
+
+def has_steady_costs(schedule: l3.Schedule) -> bool:
+    """Whether all query tiles of all heads have about as many key tiles, or more and more from the first to the last."""
+    if schedule.table is not None:
+        return False
+    tiles = -(-SAMPLE // schedule.tile_m)
+    heads = schedule.attention.heads_q
+    costs = [[key_tiles(schedule, SAMPLE, SAMPLE, t, h) for t in range(tiles)] for h in sorted({0, heads // 2, heads - 1})]
+    first = costs[0]
+    if any(None in row for row in costs) or any(row != first for row in costs):
+        return False
+    return first == sorted(first) or max(first) <= ALIKE * min(first)
+
+
+def _split_prelude(prelude: tuple[Let, ...]) -> tuple[tuple[Let, ...], tuple[Let, ...]]:
+    """What is the same for all work tiles, and what depends on the block's indices."""
+    moving = set(l3.BLOCK_VARIABLES)
+    shared, place = [], []
+    for op in prelude:
+        depends = bool(variables(op.expr) & moving)
+        (place if depends else shared).append(op)
+        moving |= {op.name} if depends else set()
+    return tuple(shared), tuple(place)
+
+
+def _q_channel(schedule: l3.Schedule) -> str | None:
+    """The channel that is filled once for a query tile."""
+    outside = [op.channel for role in schedule.roles for op in _outside_loops(role.body) if isinstance(op, l3.Copy)]
+    return outside[0] if len(outside) == 1 else None
+
+
+def _outside_loops(body: tuple):
+    for op in body:
+        yield op
+        if isinstance(op, l3.If):
+            yield from _outside_loops(op.body)
+
+
+def _stored(schedule: l3.Schedule) -> str | None:
+    """The shared buffer that the output leaves from."""
+    stores = (op for op in operations(compute_role(schedule).body) if isinstance(op, Store) and op.asynchronous)
+    return next((op.src for op in stores if schedule.buffer(op.src).space == SHARED), None)
+
+
+def _apart(schedule: l3.Schedule, out: str, target: Target) -> l3.Schedule:
+    """`schedule` with memory of its own for the output where that fits."""
+    buffers = tuple(dataclasses.replace(b, alias=None) if b.name == out else b for b in schedule.buffers)
+    apart = dataclasses.replace(schedule, buffers=buffers)
+    return apart if shared_bytes(apart, bytes_of) <= target.shared_limit else schedule
+
+
+def _release_early(body: tuple, q: str, out: str) -> tuple:
+    """Q is released after the last score tile; the output waits until the one before it has left."""
+    release: list = []
+    for op in body:
+        if isinstance(op, l3.If) and any(isinstance(o, l3.Wait) and o.channel == q for o in op.body):
+            last = max(i for i, o in enumerate(op.body) if _makes_scores(o)) + 1
+            op = dataclasses.replace(op, body=(*op.body[:last], l3.Release(q), *op.body[last:]))
+        if isinstance(op, l3.Convert) and op.dst == out:
+            release.append(l3.StoreWait())
+        if not isinstance(op, l3.StoreWait):
+            release.append(op)
+    return tuple(release)
+
+
+def _makes_scores(op) -> bool:
+    """Whether `op` is, or holds, the first product or the wait for it."""
+    if isinstance(op, l3.For):
+        return any(_makes_scores(o) for o in op.body)
+    return isinstance(op, l3.Mma) and op.transposed or isinstance(op, (l3.SoftmaxStep, l3.Weights))
+
+
+def _always(body: tuple, q: str) -> tuple:
+    """Whatever concerns channel `q` is done before the condition that there is a key tile."""
+    out: list = []
+    for op in body:
+        if isinstance(op, l3.If) and any(getattr(o, "channel", None) == q for o in op.body):
+            moved = tuple(o for o in op.body if getattr(o, "channel", None) == q)
+            op = dataclasses.replace(op, body=tuple(o for o in op.body if o not in moved))
+            out += moved
+        out.append(op)
+    return tuple(out)
+
+
+def _end_with_release(body: tuple, q: str) -> tuple:
+    """The output lies over Q: Q is waited for in any case, and released when the output has been read."""
+    out: list = []
+    for op in _always(body, q):
+        out.append(op)
+        if isinstance(op, l3.StoreWait):
+            out.append(l3.Release(q))
+    return tuple(out)
+
+
+def _loop(body: tuple, place: tuple[Let, ...], after: tuple) -> tuple:
+    """`body` once for each work tile of the block; what a role does before it starts (giving the first turn) stays outside."""
+    start = next(i for i, op in enumerate(body) if not (isinstance(op, l3.If) and all(isinstance(o, l3.Arrive) for o in op.body)))
+    lets = tuple(Let(op.name, simplify(substitute(op.expr, INDICES))) for op in place)
+    inner = l3.If(apply("lt", var(WORK), var(WORK_TILES)), (*lets, l3.Place(), *body[start:]))
+    backwards = sub(sub(var(BLOCKS), ONE), var("block_x"))
+    dealt = select(apply("eq", apply("mod", var(ROUND), const(2)), ZERO), var("block_x"), backwards)
+    work = Let(WORK, add(mul(var(ROUND), var(BLOCKS)), dealt))
+    return (*body[:start], l3.For(ROUND, ZERO, var(ROUNDS), "work tiles", (work, inner)), *after)
