@@ -2,7 +2,7 @@
 
 A case is a text, a shape, the seed of the data and tile sizes. What is checked:
 
-- L1, L2 and L3 print as text that parses back to an equal program, after every pass;
+- L1, L2 and L3 print as text that parses back to an equal program, after every pass or before the first and after the last;
 - the L1 interpreter, the tile interpreter after every pass and the schedule interpreter in several interleavings agree with
   the reference: in float64 to 1e-9 of the result's size, in the precision of a kernel within twice the error of the eager
   computation plus 1e-5;
@@ -100,7 +100,7 @@ def check(text: str, shape: Shape, seed: int = 0, tiles=(16, 16), targets: tuple
 def examine(case: Case, targets: tuple[str, ...] = (), every_pass: bool = True) -> Report:
     """As `check`, with everything there is to know. No exception leaves it but KeyboardInterrupt.
 
-    every_pass   run L2 and L3 after each pass, not only before the first and after the last
+    every_pass   run L3, and print and parse every level, after each pass, not only before the first and after the last
     """
     run = _Run(case, every_pass)
     finding = None
@@ -199,10 +199,13 @@ class _Run:
                 continue
             if one is None or changed != program:
                 checked(changed)
-                self.round_trip(changed)
+                if one is None or self.every_pass:
+                    self.round_trip(changed)
                 self.strict = self.strict or getattr(one, "__name__", "") == "guard_loads"
                 yield changed
             program = changed
+        if not self.every_pass:
+            self.round_trip(program)
 
     # L1
 

@@ -11,6 +11,7 @@ does not take. This is Kleene's three-valued logic, so the order of operands doe
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from attncc.ir.expr import BOOL, INT, Expr, walk
 
 INT_DTYPE = torch.int32
 INT_LOW, INT_HIGH = -(2**31), 2**31 - 1
+UNUSED = torch.tensor(False)
+"""For `evaluate(valid=)`: no value is used, so nothing is reported and nothing is looked for."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ def evaluate(
     valid    bool tensor that broadcasts against the result: where it is false the value is not used and may be anything
     Raises AttnError (E321 index out of range, E322 integer division by zero, E323 shift count) naming the first offender.
     """
-    machine = _Machine(env, tensors, dtype, torch.device(device) if device is not None else _device(env, tensors))
-    value, poison = machine.run(expr)
+    machine = Evaluator(env, tensors, dtype, torch.device(device) if device is not None else device_of(env, tensors))
+    value, poison = machine.run(expr, judged=valid is not UNUSED)
     if poison is not None:
         used = poison if valid is None else poison & valid
         if bool(used.any()):
@@ -56,14 +59,14 @@ def evaluate(
     return value
 
 
-def _device(env, tensors) -> torch.device:
+def device_of(env, tensors) -> torch.device:
     for item in (*env.values(), *tensors.values()):
         if isinstance(item, torch.Tensor):
             return item.device
     return torch.device("cpu")
 
 
-class _Machine:
+class Evaluator:
     """The state of one evaluation: values and poisons of live nodes, and the faults seen so far."""
 
     def __init__(self, env, tensors, dtype, device):
@@ -73,22 +76,21 @@ class _Machine:
         self.poisons: dict[Expr, torch.Tensor | None] = {}
         self.indices: dict[Expr, tuple[torch.Tensor, ...]] = {}
 
-    def run(self, root: Expr) -> tuple[torch.Tensor, torch.Tensor | None]:
-        order = list(walk(root))
-        last_use = {a: i for i, node in enumerate(order) for a in node.args}
-        for i, node in enumerate(order):
+    def run(self, root: Expr, judged: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The value of `root`, and where it has none if that is to be `judged`."""
+        for node, done in _schedule(root):
             args = [self.values[a] for a in node.args]
-            poisons = [self.poisons[a] for a in node.args]
             self.values[node] = self.value(node, args)
-            self.poisons[node] = self.poison(node, args, poisons)
-            for a in set(node.args):
-                if last_use[a] == i:
-                    del self.values[a], self.poisons[a]
-        return self.values[root], self.poisons[root]
+            if judged:
+                self.poisons[node] = self.poison(node, args, [self.poisons[a] for a in node.args])
+            for a in done:
+                del self.values[a]
+                self.poisons.pop(a, None)
+        return self.values[root], self.poisons.get(root)
 
     def value(self, node: Expr, args: list[torch.Tensor]) -> torch.Tensor:
         if node.op == "const":
-            return torch.tensor(node.value, dtype=self.torch_type(node.type), device=self.device)
+            return _number(node.value, self.torch_type(node.type), self.device)
         if node.op == "var":
             if node.value not in self.env:
                 raise KeyError(f"no value for the variable `{node.value}`")
@@ -102,7 +104,7 @@ class _Machine:
     def variable(self, value, type: str) -> torch.Tensor:
         """A number goes through the widest type, so that a Python float keeps its 53 bits and an int wraps."""
         if not isinstance(value, torch.Tensor):
-            value = torch.tensor(value, dtype={INT: torch.int64, BOOL: torch.bool}.get(type, torch.float64))
+            value = _number(value, {INT: torch.int64, BOOL: torch.bool}.get(type, torch.float64), self.device)
         return value.to(device=self.device, dtype=self.torch_type(type))
 
     def torch_type(self, type: str) -> torch.dtype:
@@ -181,6 +183,26 @@ class _Machine:
 
 
 BOOL_DTYPE = torch.bool
+
+
+@functools.lru_cache(maxsize=1024)
+def _schedule(root: Expr) -> tuple[tuple[Expr, tuple[Expr, ...]], ...]:
+    """Every node in the order of evaluation, with the arguments that nothing needs afterwards."""
+    order = tuple(walk(root))
+    last_use = {a: i for i, node in enumerate(order) for a in node.args}
+    return tuple((node, tuple(a for a in dict.fromkeys(node.args) if last_use[a] == i)) for i, node in enumerate(order))
+
+
+def _number(value, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of one number; nothing writes into a value, so one serves all who ask for it."""
+    return _one_number(value, math.copysign(1.0, value), dtype, device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _one_number(value, sign: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """`sign` keeps 0.0 and -0.0 apart; what a caller under inference_mode asks for first may be differentiated by the next."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype, device=device)
 
 
 def _at(value: torch.Tensor, position: torch.Tensor) -> int:

@@ -1,8 +1,9 @@
 """Every interleaving of a schedule's workers, for small trip counts and without numbers.
 
 Breadth-first over the states of `schedule_machine.Machine`. Operations that no other worker can notice are made at once
-after the one before them, since their order with others changes nothing; copies land when they start, since a copy that
-lands late only keeps its reader waiting, which is one of the interleavings anyway.
+after the one before them, since their order with others changes nothing; so is the passing of a barrier at which everybody
+has arrived (arriving there in any order is what is tried). Copies land when they start, since a copy that lands late only
+keeps its reader waiting, which is one of the interleavings anyway.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ def explore_workers(schedule: l3.Schedule, workers: tuple[Worker, ...], limit: i
             if machine.done(i):
                 continue
             after = machine.clone()
-            if after.step(i):
-                _run_silent(after, i)
-            elif after.key() == machine.key():
+            if not after.step(i) and after.key() == machine.key():
                 continue
+            for other in range(len(workers)):
+                _run_silent(after, other)
             moved = True
             key = after.key()
             if key not in known:
@@ -80,8 +81,8 @@ def explore_workers(schedule: l3.Schedule, workers: tuple[Worker, ...], limit: i
 
 
 def _run_silent(machine: Machine, i: int) -> None:
-    """Worker `i` makes the operations that nobody else can notice."""
-    while not machine.done(i) and not machine.is_visible(i):
+    """Worker `i` makes the operations that nobody else can notice, and leaves a barrier where all have met."""
+    while not machine.done(i) and (machine.may_pass(i) or not machine.is_visible(i)):
         machine.step(i)
 
 

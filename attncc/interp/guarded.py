@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from attncc.interp.evaluate import evaluate
-from attncc.ir.expr import Expr, walk
-
-UNUSED = torch.tensor(False)
-"""For `evaluate(valid=)`: no value is used, so nothing is reported."""
+from attncc.interp.evaluate import Evaluator, device_of
+from attncc.ir.expr import Expr
 
 
 def evaluate_everywhere(
@@ -20,12 +17,13 @@ def evaluate_everywhere(
     Divisions by zero and wide shifts have some value on a GPU and are let pass. A tensor without elements is not
     looked at: kernels evaluate nothing of a segment when there is no key tile.
     """
-    for node in walk(expr):
-        if node.op == "load" and tensors[node.value].numel():
-            for axis, (index, extent) in enumerate(zip(node.args, tensors[node.value].shape)):
-                at = evaluate(index, env, tensors, valid=UNUSED, dtype=dtype)
-                if bool(((at < 0) | (at >= extent)).any()):
-                    raise AssertionError(
-                        f"{node!r} is read out of range in dimension {axis}, which has extent {extent}"
-                    )
-    return evaluate(expr, env, tensors, valid=UNUSED, dtype=dtype)
+    return _Everywhere(env, tensors, dtype, device_of(env, tensors)).run(expr, judged=False)[0]
+
+
+class _Everywhere(Evaluator):
+    def load(self, node: Expr, indices: list[torch.Tensor]) -> torch.Tensor:
+        tensor = self.tensors[node.value]
+        for axis, (at, extent) in enumerate(zip(indices, tensor.shape)):
+            if tensor.numel() and bool(((at < 0) | (at >= extent)).any()):
+                raise AssertionError(f"{node!r} is read out of range in dimension {axis}, which has extent {extent}")
+        return super().load(node, indices)

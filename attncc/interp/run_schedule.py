@@ -12,7 +12,7 @@ import random
 import torch
 
 from attncc.interp.schedule_machine import Fault, Machine, Worker
-from attncc.interp.schedule_numbers import Numbers
+from attncc.interp.schedule_numbers import Numbers, padded
 from attncc.interp.schedule_trace import Call, Split, blocks_of, call_of, trace
 from attncc.ir import schedule as l3
 
@@ -52,7 +52,7 @@ def run_schedule(
         "stores": torch.zeros(q.shape[:3], dtype=torch.int64),
     }
     if q.shape[0] and q.shape[1]:
-        operands |= {name: _some_rows(operands[name]) for name in ("k", "v")}
+        operands = padded(schedule, operands)
         blocks = blocks_of(schedule, call)
         for part, workers, steps in alike(schedule, call, blocks):
             machine = Machine(schedule, workers, instant=False)
@@ -63,11 +63,6 @@ def run_schedule(
         where = torch.nonzero(outputs["stores"] != 1)[0].tolist()
         raise Fault("never read", f"output row (b, q_idx, h) = {where} is stored {int(outputs['stores'][tuple(where)])} times")
     return outputs["o"], outputs["lse"]
-
-
-def _some_rows(x: torch.Tensor) -> torch.Tensor:
-    """`x` with at least one row, so that a clamped index exists."""
-    return x if x.shape[1] else torch.zeros(x.shape[0], 1, *x.shape[2:], dtype=x.dtype)
 
 
 def alike(schedule: l3.Schedule, call: Call, blocks: dict[str, torch.Tensor]):

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from attncc.interp.evaluate import evaluate
-from attncc.interp.guarded import UNUSED, evaluate_everywhere
+from attncc.interp.evaluate import UNUSED, evaluate
+from attncc.interp.guarded import evaluate_everywhere
 from attncc.interp.tile_classes import check_visits, table_tensors, tile_environment
 from attncc.ir import tile as ir
 from attncc.ir.expr import Expr

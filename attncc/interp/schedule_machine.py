@@ -190,6 +190,11 @@ class Machine:
             return True
         return isinstance(op, VISIBLE)
 
+    def may_pass(self, i: int) -> bool:
+        """Whether worker `i` waits at a barrier where all have arrived by now."""
+        arrived = self.own[i].arrived
+        return arrived is not None and self.rounds[arrived[0]][0] > arrived[1]
+
     def step(self, i: int) -> bool:
         """Worker `i` does its next operation; False when it must wait (nothing has changed but an arrival)."""
         op = self.next_op(i)
@@ -488,7 +493,7 @@ def _sync(m: Machine, i: int, op: l3.Sync):
     key = _barrier_key(m, i, op, 0)
     if own.arrived is None:
         own.arrived = (key, _arrive_at(m, i, key))
-    if m.rounds[key][0] <= own.arrived[1]:
+    if not m.may_pass(i):
         return False
     own.arrived = None
     own.unseen = frozenset()

@@ -10,7 +10,7 @@ from attncc.interp.run_tile import WEIGHTS
 from attncc.interp.schedule_machine import Machine
 from attncc.interp.schedule_trace import Call, Step
 from attncc.ir import schedule as l3
-from attncc.ir.schedule_ops import parts
+from attncc.ir.schedule_ops import operations, parts
 from attncc.ir.tile import ELEMENT, LSE, Finalize, Mask, Score, Store, Weights
 from attncc.lower.tile_to_schedule import ROW_MAX, ROW_SUM
 
@@ -80,17 +80,25 @@ class Numbers:
                 self.handed[other] = torch.full_like(self.handed[other], NAN)
         self.handed[name, self.part] = value
 
-    def tile(self, op: l3.Copy, env) -> torch.Tensor:
-        """The tile that a Copy reads, rows and columns past the end zero."""
+    def tile(self, op: l3.Copy, env, part: slice) -> torch.Tensor:
+        """Rows `part` of the tile that a Copy reads; those past the end zero, as columns past the head dim are."""
         source = self.operands[op.tensor]
-        buffer = self.machine.buffers[self.machine.channels[op.channel].buffer]
         index = self.value(op.tile, env).long()
         head = env["h"] if op.tensor == "q" else env["hkv"]
-        rows = (index * buffer.rows + torch.arange(buffer.rows).view(1, -1, 1))[..., 0]
-        inside = (rows >= 0) & (rows < source.shape[1])
-        found = source[env["b"][..., 0].long(), rows.clamp(0, source.shape[1] - 1), head[..., 0].long()]
-        found = torch.where(inside[..., None], found, 0.0)
-        return torch.nn.functional.pad(found, (0, buffer.cols - found.shape[-1]))
+        count = self.machine.buffers[self.machine.channels[op.channel].buffer].rows
+        rows = (index * count + torch.arange(count)[part].view(1, -1, 1))[..., 0]
+        end = source.shape[1] - 1
+        rows = torch.where((rows < 0) | (rows > end), end, rows)
+        return source[env["b"][..., 0].long(), rows, head[..., 0].long()]
+
+
+def padded(schedule: l3.Schedule, operands: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """q, k and v with columns of zeros up to those of the buffers they are copied to, and a last row of zeros that stands for
+    every row out of range."""
+    channels, buffers = {c.name: c.buffer for c in schedule.channels}, {b.name: b for b in schedule.buffers}
+    copies = [op for role in schedule.roles for op in operations(role.body) if isinstance(op, l3.Copy)]
+    cols = {op.tensor: buffers[channels[op.channel]].cols for op in copies}
+    return {n: torch.nn.functional.pad(x, (0, cols.get(n, x.shape[-1]) - x.shape[-1], 0, 0, 0, 1)) for n, x in operands.items()}
 
 
 def _copy(n: Numbers, i: int, op: l3.Copy, env) -> None:
@@ -99,16 +107,18 @@ def _copy(n: Numbers, i: int, op: l3.Copy, env) -> None:
     own = n.machine.own[i]
     position = own.filled.get(op.channel, 0)
     key = (op.channel, position % channel.stages)
-    tile = n.tile(op, env)
     if channel.kind != "cp_async":
-        n.shared[key] = torch.full_like(tile, NAN)
+        tile = n.tile(op, env, slice(None))
+        n.shared[key] = torch.full((), NAN, dtype=tile.dtype).expand(tile.shape)
         n.coming[op.channel, position] = tile
         return
-    step = len(n.machine.writers[op.channel])
-    whole = n.shared.setdefault(key, torch.full_like(tile, NAN))
-    part = slice(n.machine.workers[i].group, None, step)
-    whole[:, part] = NAN
-    n.coming[op.channel, position, i] = tile[:, part]
+    part = slice(n.machine.workers[i].group, None, len(n.machine.writers[op.channel]))
+    tile = n.tile(op, env, part)
+    if key not in n.shared:
+        shape = (tile.shape[0], n.machine.buffers[channel.buffer].rows, tile.shape[2])
+        n.shared[key] = torch.full(shape, NAN, dtype=tile.dtype)
+    n.shared[key][:, part] = NAN
+    n.coming[op.channel, position, i] = tile
 
 
 def _copies_arrive(n: Numbers, i: int, op, env) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from attncc.interp.evaluate import evaluate
-from attncc.interp.guarded import UNUSED, evaluate_everywhere
+from attncc.interp.evaluate import UNUSED, evaluate
+from attncc.interp.guarded import evaluate_everywhere
 from attncc.interp.schedule_machine import Worker
 from attncc.interp.tile_classes import table_tensors, tile_environment
 from attncc.ir import schedule as l3

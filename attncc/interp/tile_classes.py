@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attncc.interp.evaluate import evaluate
-from attncc.interp.guarded import UNUSED
+from attncc.interp.evaluate import UNUSED, evaluate
 from attncc.ir import tile as ir
 from attncc.ir.attention import Attention
 from attncc.ir.expr import Expr

@@ -168,11 +168,12 @@ def _format_value(value) -> str:
 # ---------------------------------------------------------------- text -> nodes
 
 _TOKEN = re.compile(
-    r"""(?P<space>[ \t\r]+|\#[^\n]*) | (?P<newline>\n)
+    r"""[ \t\r]* (?:\#[^\n]*)? (?: (?P<newline>\n)
       | (?P<number>\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+|\d+)
       | (?P<string>"(?:[^"\\\n]|\\.)*")
       | (?P<name>[A-Za-z_]\w*)
-      | (?P<symbol><<|>>|<=|>=|==|!=|//|[-+*/%<>=~&|^(){}\[\],?])""",
+      | (?P<symbol><<|>>|<=|>=|==|!=|//|[-+*/%<>=~&|^(){}\[\],?])
+      | (?P<end>\Z) )""",
     re.VERBOSE,
 )
 
@@ -220,12 +221,11 @@ class _Parser:
             if found.start() != at:  # finditer steps over what is no token
                 break
             kind, at = found.lastgroup, found.end()
-            if kind != "space":
-                tokens.append(_Token(kind or "", found.group(), found.start()))
-        if at < len(text):
-            raise self.error("unexpected character", at)
-        tokens.append(_Token("end", "", len(text)))
-        return tokens
+            tokens.append(_Token(kind, found[kind], found.start(kind)))
+            if kind == "end":
+                return tokens
+        at += len(text[at:]) - len(text[at:].lstrip(" \t\r"))
+        raise self.error("unexpected character", at)
 
     def error(self, message: str, start: int | None = None) -> AttnError:
         start = self.tokens[self.at].start if start is None else start
