@@ -137,9 +137,9 @@ def free_tensor_memory(memory, columns: int):
     cute.arch.dealloc_tmem(memory, columns)
 
 
-def _chunks(cols: int):
+def _chunks(cols: int, most: int = CHUNK):
     """(first column, width) of the pieces that one instruction moves."""
-    return [(at, min(CHUNK, cols - at)) for at in range(0, cols, CHUNK)]
+    return [(at, min(most, cols - at)) for at in range(0, cols, most)]
 
 
 def _window(memory, column, width: int):
@@ -193,7 +193,7 @@ def load_scores(scores, memory, column, thread):
 def store_weights(memory, column, scores, dtype, thread):
     """A row of weights, rounded to `dtype`, two to a column."""
     pairs = cute.size(scores, mode=[1]) // 2
-    for at, width in _chunks(pairs):
+    for at, width in _chunks(pairs, 16):
         packed = [softmax.pack(dtype, scores[0, 2 * c], scores[0, 2 * c + 1]) for c in range(at, at + width)]
         store_piece(memory, column + at, packed, thread)
     stores_done()

@@ -461,5 +461,9 @@ def inline_columns(body: tuple) -> tuple:
 
 
 def _reads(op) -> frozenset[str]:
-    """Variables that an operation or what it holds reads."""
-    return frozenset().union(*(names_read(o) for o in operations((op,))))
+    """Variables that an operation or what it holds reads, without those that it binds itself before (a loop has column lets of its own)."""
+    names, bound = names_read(op), frozenset()
+    for inner in getattr(op, "body", ()):
+        names |= _reads(inner) - bound
+        bound |= {inner.name} if isinstance(inner, (l3.Let, RowLet, ColLet)) else frozenset()
+    return names
