@@ -20,6 +20,7 @@ from attncc.passes.schedule.ping_pong import ping_pong
 from attncc.passes.schedule.pipeline_stages import pipeline_stages
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.prefetch_copies import prefetch_copies
+from attncc.passes.schedule.share_columns import share_columns
 from attncc.passes.schedule.skip_rescaling import skip_rescaling
 from attncc.passes.schedule.stage_output import stage_output
 from attncc.passes.schedule.tile_order import tile_order
@@ -68,6 +69,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         drop_guards,
         tile_order,
         use_tensor_memory,
+        share_columns,
         budget_registers,
     ),
     "hopper": (

@@ -183,7 +183,7 @@ def stores_done():
 
 def load_scores(scores, memory, column, thread):
     """A row of a score tile into registers."""
-    pieces = [(at, load_piece(memory, column + at, width, thread)) for at, width in _chunks(cute.size(scores, mode=[1]))]
+    pieces = [(at, load_piece(memory, column + at, width, thread)) for at, width in _chunks(cute.size(scores, mode=[1]), 16)]
     loads_done()
     for at, piece in pieces:
         for c in range(cute.size(piece)):
@@ -260,6 +260,12 @@ def store_tile(atom, sides, box, copy, warp_in_group):
 def vector(memory, count: int):
     """`count` float32 numbers of shared memory."""
     return cute.make_tensor(memory.allocate_array(Float32, count, byte_alignment=16), cute.make_layout(count))
+
+
+def column_numbers(columns, slot, kind):
+    """Slot `slot` of the numbers that a group's threads keep for the columns of a key tile, of 32-bit type `kind`."""
+    place = cute.recast_ptr(columns.iterator + slot * GROUP, dtype=kind)
+    return cute.make_tensor(place, cute.make_layout(GROUP))
 
 
 def staging_width(tile_n: int) -> int:

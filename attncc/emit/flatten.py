@@ -102,6 +102,7 @@ class Flattener:
         self.group_threads = 0
         self.staged = 0
         self.staging_barrier = FIRST_BARRIER + sum(b.copies for b in schedule.barriers)
+        self.slots = 1 + max((op.slot or 0 for op in all_operations(schedule) if isinstance(op, ColLet)), default=0)
         self.count = 0
 
     def names(self, temporary: str, variables: Mapping[str, str] = {}) -> Names:
@@ -254,7 +255,8 @@ class Flattener:
         return "row_let", self.element_let(op, f"rows_{local_name(op.name)}", "r")
 
     def view_col_let(self, op: ColLet):
-        return "col_let", self.element_let(op, f"cols_{local_name(op.name)}", "c")
+        fields = self.element_let(op, f"cols_{local_name(op.name)}", "c")
+        return ("col_let" if op.slot is None else "col_let_shared"), {**fields, "slots": self.slots}
 
     def element_let(self, op, target: str, index: str) -> dict:
         """A list in registers; Booleans as 0 or 1, because predicate registers are few."""
@@ -446,7 +448,7 @@ def inline_columns(body: tuple) -> tuple:
     Elements are visited column by column, so a column's number is still computed once, and it dies with its column instead of
     taking a register until the tile is done.
     """
-    lets = {op.name: op for op in body if isinstance(op, ColLet)}
+    lets = {op.name: op for op in body if isinstance(op, ColLet) and op.slot is None}
     readers = {name: [op for op in body if name in _reads(op)] for name in lets}
     single = {name for name, found in readers.items() if len(found) == 1 and not hasattr(found[0], "body")}
     out, bound = [], {}

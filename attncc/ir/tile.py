@@ -66,10 +66,15 @@ class RowLet:
 
 @dataclass(frozen=True)
 class ColLet:
-    """One number for each column of the current key tile; `expr` depends on kv_idx but not on q_idx."""
+    """One number for each column of the current key tile; `expr` depends on kv_idx but not on q_idx.
+
+    With `slot` (L3) the threads of a group compute it once for all, a column each, and read it from that slot of buffer KEY_NUMBERS,
+    between a Sync before which others were read there and one that shows the new ones.
+    """
 
     name: str
     expr: Expr
+    slot: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""Numbers of the key tile's columns are computed once by a group of threads, where each thread owns a whole row.
+
+    before  wait TS; convert S, TS; release TS; col_let col_0 = doc_kv[b, kv_idx]; mask S, row_0 == col_0
+    after   sync columns; col_let col_0 = doc_kv[b, kv_idx], slot=0; sync columns; wait TS; convert S, TS; release TS; mask S, row_0 == col_0
+
+With products into tensor memory a thread holds all columns of one row, so it would compute (and load) what depends on the column
+alone for every column of the tile, as all others of its group do: 128 times the work, and registers for loads under way and
+their addresses. Shared, a thread computes one column, and reads the others' four at a time. It happens before the scores are waited
+for. Asks for: tensor_memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from attncc.ir import schedule as l3
+from attncc.ir.expr import Expr, rebuild, substitute, var, variables, walk
+from attncc.ir.schedule_ops import compute_role, operations, replace_role
+from attncc.ir.tile import ELEMENT, SHARED, ColLet, Let, Mask, RowLet, Score
+from attncc.passes.tile.hoist_by_dependence import cost
+from attncc.targets import Target
+
+NUMBERS, BARRIER = "KEY_NUMBERS", "columns"
+WARP = 32
+COSTLY = 4
+"""Instructions of an operator, such as a division, from which on a part of a score or mask is shared that no column let holds."""
+
+
+def share_columns(schedule: l3.Schedule, target: Target) -> l3.Schedule:
+    """`schedule` with its column lets in shared memory; unchanged without tensor memory or column lets."""
+    role = compute_role(schedule)
+    if not target.has("tensor_memory"):
+        return schedule
+    rows = frozenset(op.name for op in operations(role.body) if isinstance(op, RowLet)) | {ELEMENT, "q_idx"}
+    body = _body(role.body, rows)
+    slots = max((op.slot + 1 for op in operations(body) if isinstance(op, ColLet)), default=0)
+    if not slots:
+        return schedule
+    threads = role.warps * WARP // role.groups
+    schedule = replace_role(schedule, role, body=body)
+    return dataclasses.replace(
+        schedule,
+        buffers=(*schedule.buffers, l3.Buffer(NUMBERS, SHARED, slots * role.groups * threads, 1, "f32")),
+        barriers=(*schedule.barriers, l3.Barrier(BARRIER, threads, role.groups)),
+    )
+
+
+def _body(body: tuple, rows: frozenset[str]) -> tuple:
+    """`body` with its own column lets in slots, moved along with other lets before the wait for the scores; nested bodies too."""
+    body = tuple(dataclasses.replace(op, body=_body(op.body, rows)) if hasattr(op, "body") else op for op in body)
+    found: dict[Expr, ColLet] = {}
+    body = tuple(_named(op, rows, found) for op in body)
+    lets = [*(op for op in body if isinstance(op, ColLet)), *found.values()]
+    if not lets:
+        return body
+    at = next(i for i, op in enumerate(body) if isinstance(op, l3.Wait))
+    values: dict[str, Expr] = {}
+    shared = []
+    for slot, op in enumerate(lets):
+        values[op.name] = substitute(op.expr, values)
+        shared.append(ColLet(op.name, values[op.name], slot))
+    before = tuple(op for op in body[at:] if isinstance(op, Let))
+    rest = tuple(op for op in body[at:] if not isinstance(op, (ColLet, Let)))
+    return (*body[:at], *before, l3.Sync(BARRIER), *shared, l3.Sync(BARRIER), *rest)
+
+
+def _named(op, rows: frozenset[str], found: dict[Expr, ColLet]):
+    """A score or mask with its costly parts that depend on the column alone given names, which are added to `found`."""
+    if not isinstance(op, (Score, Mask)):
+        return op
+
+    def rewrite(node: Expr) -> Expr:
+        names = variables(node)
+        if "kv_idx" in names and not names & rows and _is_costly(node):
+            let = found.setdefault(node, ColLet(f"key_{len(found)}", node))
+            return var(let.name, node.type)
+        return rebuild(node, tuple(rewrite(a) for a in node.args)) if node.args else node
+
+    return dataclasses.replace(op, expr=rewrite(op.expr))
+
+
+def _is_costly(node: Expr) -> bool:
+    """Whether an operator costs more than what a thread reads the number for."""
+    return any(cost(n) - sum(cost(a) for a in n.args) >= COSTLY for n in walk(node))
+
+
+__all__ = ["share_columns"]
