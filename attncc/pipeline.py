@@ -21,6 +21,7 @@ from attncc.passes.schedule.pipeline_stages import pipeline_stages
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.prefetch_copies import prefetch_copies
 from attncc.passes.schedule.share_columns import share_columns
+from attncc.passes.schedule.share_exponentials import share_exponentials
 from attncc.passes.schedule.skip_rescaling import skip_rescaling
 from attncc.passes.schedule.stage_output import stage_output
 from attncc.passes.schedule.tile_order import tile_order
@@ -70,6 +71,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         tile_order,
         use_tensor_memory,
         share_columns,
+        share_exponentials,
         budget_registers,
     ),
     "hopper": (

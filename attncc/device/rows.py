@@ -16,6 +16,10 @@ ROWS = 128
 WORD = 32
 CHAINS = 2
 """Independent chains of a row's sum."""
+EXP2_COEFFICIENTS = (0.9999280571937561, 0.6932609677314758, 0.2426111251115799, 0.0551716685295105)
+"""Of 2**x on [-1/2, 1/2], lowest degree first: the smallest greatest relative error (7.5e-5), by Remez' exchange; a test computes them."""
+ROUNDER = 1.5 * 2**23
+LEAST_EXPONENT = -125.0
 
 
 def row_offset(r: int) -> int:
@@ -52,8 +56,11 @@ def _base(largest, guard: bool):
     return arith.select(largest == -Float32.inf, Float32(0.0), largest) if guard else largest
 
 
-def weights(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool):
-    """Scores become the weights 2**(multiplier * (x - m)) in place and enter the row's sum, two by two in `CHAINS` chains."""
+def weights(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool, polynomial: int = 0):
+    """Scores become the weights 2**(multiplier * (x - m)) in place and enter the row's sum, two by two in `CHAINS` chains.
+
+    `polynomial` of each 16 pairs are made without the special function unit, spread evenly among the others.
+    """
     columns = cute.size(scores, mode=[1])
     shift, scale = _base(row_max[0], guard) * Float32(-multiplier), Float32(multiplier)
     chains = [None] * CHAINS
@@ -62,12 +69,41 @@ def weights(scores, row_max, row_sum, correction, multiplier: float, first: bool
     for c in range(0, columns, 2):
         pair = (scores[0, c], scores[0, c + 1])
         a, b = cute.arch.fma_packed_f32x2(pair, (scale, scale), (shift, shift))
-        a, b = arith.exp2(a), arith.exp2(b)
+        a, b = exp2_pair(a, b) if by_polynomial(c // 2, polynomial) else (arith.exp2(a), arith.exp2(b))
         scores[0, c], scores[0, c + 1] = a, b
         i = c // 2 % CHAINS
         chains[i] = (a, b) if chains[i] is None else cute.arch.add_packed_f32x2(chains[i], (a, b))
     low, high = chains[0] if CHAINS == 1 else cute.arch.add_packed_f32x2(*chains)
     row_sum[0] = low + high
+
+
+def by_polynomial(pair: int, count: int) -> bool:
+    """Whether pair number `pair` of a row is one of `count` in 16 that take the polynomial."""
+    return (pair + 1) * count // 16 > pair * count // 16
+
+
+def exp2_pair(a, b):
+    """2**a and 2**b for numbers from -inf to 100 within a factor 1 +- 2**-13.5; 2**-125 for what is less. No special function unit.
+
+    x is split in the nearest integer n and a rest of at most one half: adding 1.5 * 2**23 leaves n in the low bits of a sum. 2**rest is a
+    polynomial, 2**n an addition to its exponent.
+    """
+    a, b = arith.fmax(a, Float32(LEAST_EXPONENT)), arith.fmax(b, Float32(LEAST_EXPONENT))
+    shift, back = Float32(ROUNDER), Float32(-ROUNDER)
+    n = cute.arch.add_packed_f32x2((a, b), (shift, shift))
+    whole = cute.arch.add_packed_f32x2(n, (back, back))
+    minus = Float32(-1.0)
+    rest = cute.arch.fma_packed_f32x2(whole, (minus, minus), (a, b))
+    out = (Float32(EXP2_COEFFICIENTS[-1]), Float32(EXP2_COEFFICIENTS[-1]))
+    for coefficient in EXP2_COEFFICIENTS[-2::-1]:
+        out = cute.arch.fma_packed_f32x2(out, rest, (Float32(coefficient), Float32(coefficient)))
+    return tuple(_add_to_exponent(value, integer) for value, integer in zip(out, n))
+
+
+def _add_to_exponent(value, integer):
+    """`value` times 2**n, where n is in the low bits of float `integer`."""
+    code = "{ .reg .b32 n; shl.b32 n, {$r1}, 23; add.s32 {$w0}, n, {$r0}; }"
+    return cute.arch.inline_ptx(code, write_only_types=[Float32], read_only_args=[value, integer])
 
 
 def keep_below(scores, r: int, high):

@@ -18,7 +18,6 @@ from attncc.ir import tile as l2
 from attncc.ir.schedule import Schedule
 from attncc.targets import Target
 from attncc.targets.cost import element_cost
-from attncc.targets.model import ELEMENT_INSTRUCTIONS
 
 L2_BYTES = 64.0
 """Bytes a clock that an SM gets from the L2 cache."""
@@ -227,7 +226,7 @@ class _Clock:
     def _instructions(self, op) -> tuple[str, float]:
         """(kind, instructions for each element)."""
         if isinstance(op, (l3.SoftmaxStep, l2.Weights)):
-            return SOFTMAX, ELEMENT_INSTRUCTIONS - 0.5
+            return SOFTMAX, self.target.rates.element_instructions - 0.5
         if isinstance(op, l2.Score):
             return SOFTMAX, max(0.5, float(self.extra.instructions))
         if isinstance(op, l2.Mask):

@@ -244,6 +244,8 @@ class SoftmaxStep:
     `guard`: a row may still have no kept key (its maximum may be -inf); false only where every row is known to keep one.
     `slack`: a row keeps its old m while the new maximum exceeds it by no more than this much in the exponent of 2, so that its
     weights reach 2**slack and its correction is exactly 1 (FlashAttention-4's lazy rescaling).
+    `polynomial`: of 16 neighbouring pairs of columns, how many take 2**x by a polynomial instead of the special function unit: weights
+    within 2**-13 of themselves, and 2**-125 instead of less.
     `half`: "maximum" sets m and the correction alone, "weights" then does the rest, so that others get the correction early.
     """
 
@@ -256,6 +258,7 @@ class SoftmaxStep:
     guard: bool
     slack: float = 0.0
     half: str = "both"
+    polynomial: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ BLACKWELL = Target(
     capabilities=frozenset(
         {
             "cp_async", "tma", "tma_store", "mbarrier", "roles", "async_mma", "mma_shared_operands", "set_registers",
-            "named_barriers", "tensor_memory",
+            "named_barriers", "tensor_memory", "packed_arithmetic",
         }
     ),
     mma=Mma(m=128, warps=4, n_step=16, n_max=256, k=16),
@@ -48,6 +48,8 @@ BLACKWELL = Target(
         step_cycles=100.0,
         copy_cycles=900.0,
         tensor_share=0.90,
+        element_instructions=3.0,
+        loop_instructions=90.0,
         source="B200 data sheet and NVIDIA's CUDA programming guide; shares are estimates: nothing was measured on the device",
     ),
 )  # fmt: skip

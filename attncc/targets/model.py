@@ -15,10 +15,12 @@ from attncc.targets.cost import ElementCost, element_cost
 from attncc.targets.fit import Tiles, blocks_per_sm, shared_memory
 from attncc.targets.target import WARP_THREADS, Target
 
-ELEMENT_INSTRUCTIONS = 4.5
-"""Per score element: maximum, subtract-multiply, exp2, sum, half a conversion (counted in compiled kernels)."""
-LOOP_INSTRUCTIONS = 105
-"""Per warp and iteration: barriers, descriptors, row statistics (counted in compiled kernels)."""
+POLYNOMIAL_INSTRUCTIONS = 4.0
+"""What 2**x by a polynomial of degree 3 takes for an element, in pairs, beyond the one instruction of the special function unit."""
+SIXTEENTHS = 16
+"""Pairs of columns of which some take the polynomial."""
+CORRECTION_INSTRUCTIONS = 1.0
+"""Of the correcting role, for an element of the output: half a packed multiplication, its part of a load and a store."""
 OVERLAP = 4.0
 """Units that overlap hinder each other a little: the exponent of the norm that adds their times."""
 UNITS = ("tensor", "special", "issue", "shared")
@@ -60,16 +62,27 @@ class Estimate:
         return self.flops / self.seconds / 1e12 if self.seconds else 0.0
 
 
-def period(attention: Attention, target: Target, tiles: Tiles, resident: int = 1) -> Period:
-    """The iteration of a block when `resident` blocks share an SM."""
+def period(
+    attention: Attention, target: Target, tiles: Tiles, resident: int = 1, polynomial: int | None = None
+) -> Period:
+    """The iteration of a block when `resident` blocks share an SM.
+
+    `polynomial` of 16 pairs of exponentials are made without the special function unit; as many as `polynomials` says when not given.
+    """
+    if polynomial is None:
+        polynomial = polynomials(attention, target, tiles)
     r, extra = target.rates, element_cost(attention)
     qk, v = target.pad(attention.dim_qk), target.pad(attention.dim_v)
     elements = tiles.tile_m * tiles.tile_n
     warps = tiles.groups * target.group_warps
     tensor = 2.0 * elements * (qk + v) / r.tensor_flops / r.tensor_share
-    special = elements * (1.0 + extra.special) / r.mufu / 0.9
+    softmax = attention.reduction.kind == "softmax"
+    special = elements * (softmax - polynomial / SIXTEENTHS + extra.special) / r.mufu / 0.9
     share = r.issue_share[min(3, max(0, warps * resident // r.issue - 1))]
-    issue = _instructions(target, tiles, v, extra) * warps / (r.issue * share)
+    slots = _instructions(target, tiles, v, extra) * warps + elements / WARP_THREADS * POLYNOMIAL_INSTRUCTIONS * polynomial / SIXTEENTHS
+    if target.has("tensor_memory"):
+        slots += tiles.tile_m * v / WARP_THREADS * CORRECTION_INSTRUCTIONS
+    issue = slots / (r.issue * share)
     shared = _shared_cycles(target, tiles, qk, v) / 0.9
     units = (tensor, special, issue, shared)
     if target.has("async_mma"):
@@ -80,15 +93,24 @@ def period(attention: Attention, target: Target, tiles: Tiles, resident: int = 1
     return Period(*units, total + r.step_cycles + exposed)
 
 
+def polynomials(attention: Attention, target: Target, tiles: Tiles) -> int:
+    """Of 16 pairs of exponentials, how many are best made by a polynomial: what makes the model's iteration shortest. None without packed
+    arithmetic, and none for f16, whose weights would show the polynomial's error."""
+    if not target.has("packed_arithmetic") or attention.reduction.kind != "softmax" or attention.dtype != "bf16":
+        return 0
+    return min(range(SIXTEENTHS // 2 + 1), key=lambda n: period(attention, target, tiles, polynomial=n).total)
+
+
 def _instructions(target: Target, tiles: Tiles, dim_v: int, extra: ElementCost) -> float:
     """Warp instructions of one warp in one iteration."""
     threads = target.group_warps * WARP_THREADS
     elements = tiles.group_rows * tiles.tile_n / threads
-    rescale = tiles.group_rows * dim_v / threads
+    rescale = 0.0 if target.has("tensor_memory") else tiles.group_rows * dim_v / threads
     products = 0.0
     if not target.has("mma_shared_operands"):
         products = 1.5 * tiles.group_rows * tiles.tile_n * (dim_v * 2) / (target.mma.m * target.mma.n_step * target.mma.k)
-    return elements * (ELEMENT_INSTRUCTIONS + extra.instructions) + rescale + LOOP_INSTRUCTIONS + products
+    rates = target.rates
+    return elements * (rates.element_instructions + extra.instructions) + rescale + rates.loop_instructions + products
 
 
 def _shared_cycles(target: Target, tiles: Tiles, dim_qk: int, dim_v: int) -> float:

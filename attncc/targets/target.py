@@ -20,6 +20,7 @@ CAPABILITIES: dict[str, str] = {
     "set_registers": "a warp group can give registers back and take more",
     "named_barriers": "barriers among some of a block's threads",
     "tensor_memory": "accumulators may lie in a memory of the tensor cores",
+    "packed_arithmetic": "one instruction adds or multiplies two float32 numbers",
 }
 """Every capability a target may claim, and what it means."""
 
@@ -51,6 +52,8 @@ class Rates:
     step_cycles    cycles of an iteration in which a block's units wait for each other
     copy_cycles    latency of a tile's copy
     tensor_share   part of the peak that a long chain of products reaches (power, instruction gaps)
+    element_instructions, loop_instructions
+                   of softmax, for a score element, and for a warp and iteration (counted in compiled kernels)
     """
 
     sms: int
@@ -67,6 +70,8 @@ class Rates:
     copy_cycles: float
     tensor_share: float
     source: str
+    element_instructions: float = 4.5
+    loop_instructions: float = 105.0
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,24 @@ from attncc.interp.schedule_trace import blocks_of, call_of
 from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.text import format_expr, format_program, parse_program
+from attncc.ir.tile import ColLet
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
+from attncc.passes.schedule.share_columns import share_columns
+from attncc.passes.schedule.share_exponentials import share_exponentials
 from attncc.passes.schedule.tile_order import heads_together
 from attncc.passes.schedule.use_tensor_memory import use_tensor_memory
 from attncc.targets import TARGETS
+from attncc.targets.fit import Tiles
+from attncc.targets.model import polynomials
 from tests.schedules import attention, schedule
 
 CHANGES = Path(__file__).parent / "changes"
 PASSES = [(t, p) for t in ("hopper", "ampere") for p in pipeline.SCHEDULE_PASSES[t]]
-PASSES += [("blackwell", use_tensor_memory)]
+PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, share_exponentials)]
 NEEDED = {"place_copy_waits", "use_tensor_memory"}
 """Passes without which a schedule is not finished."""
-SUBJECTS = {"ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}}
-"""What a pass works on where it leaves the usual schedule alone: three groups, long output rows."""
+SUBJECTS = {"ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}}
+"""What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -159,6 +164,27 @@ def test_every_block_of_a_section_order_is_another_tile():
 def test_guards_stay_where_a_row_may_have_no_key():
     assert [s.guard for s in ops(schedule("dense", "hopper"), l3.SoftmaxStep)] == [False, False]
     assert [s.guard for s in ops(schedule("window", "hopper"), l3.SoftmaxStep)] == [True, True, False]
+
+
+def test_numbers_of_a_key_are_made_before_the_scores_are_waited_for():
+    s = schedule("documents", "blackwell")
+    lets = ops(s, ColLet)
+    assert lets and all(op.slot is not None for op in lets)
+    for body in (op.body for op in operations(compute_role(s).body) if isinstance(op, (l3.If, l3.For))):
+        kinds = [(type(op), getattr(op, "channel", getattr(op, "barrier", ""))) for op in body]
+        if (ColLet, "") in kinds:
+            at = kinds.index((ColLet, ""))
+            assert kinds[at - 1] == (l3.Sync, "columns") and kinds.index((l3.Wait, "TS")) > at
+    assert not any(op.slot is not None for op in ops(schedule("documents", "hopper"), ColLet))
+
+
+def test_polynomials_stay_away_from_masks_and_other_types():
+    steps = [op for op in ops(schedule("causal", "blackwell"), l3.SoftmaxStep) if op.half == "weights"]
+    target, tiles = TARGETS["blackwell"], Tiles(256, 64, 2, 128, 3)
+    count = polynomials(attention("causal"), target, tiles)
+    assert 0 < count < 8 and [op.polynomial for op in steps] == [0, 0, count], "first, partial and full tiles"
+    assert polynomials(dataclasses.replace(attention("causal"), dtype="f16"), target, tiles) == 0
+    assert polynomials(attention("causal"), TARGETS["hopper"], tiles) == 0
 
 
 def test_more_stages_change_the_waits_of_a_role_that_copies_for_itself():
