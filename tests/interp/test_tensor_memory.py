@@ -13,6 +13,7 @@ from attncc.interp.schedule_machine import Fault
 from attncc.ir import schedule as l3
 from attncc.ir.check_expr import IllegalProgram
 from attncc.ir.check_schedule import check_schedule
+from attncc.ir.expr import ZERO
 from attncc.ir.schedule_ops import operations
 from attncc.ir.tile import TENSOR
 from attncc.targets import get_target
@@ -51,7 +52,15 @@ def test_two_hundred_interleavings():
         run(schedule("causal", TARGET), "causal", 20, 330, seed=seed)
 
 
-def test_every_interleaving_of_two_tiles():
+@pytest.mark.parametrize("name", ("dense", "causal", "documents", "sigmoid"))
+def test_every_interleaving_of_two_tiles(name):
+    """Of one part: what the parts have to do with each other is the order of the warp that issues their products."""
+    inputs = make_inputs(attention(name), 1, 128, 128)[3]
+    found = explore(schedule(name, TARGET, tile_m=128), 1, 128, 128, inputs)
+    assert found.complete and found.states > 100
+
+
+def test_every_interleaving_of_two_parts():
     found = explore(schedule("dense", TARGET), 1, 256, 128)
     assert found.complete and found.states > 1000
 
@@ -104,6 +113,30 @@ def test_planted_faults_are_found(fault):
         for seed in range(8):
             run_schedule(s, q, k, v, inputs, seed=seed)
     assert found.value.kind in kinds, found.value
+
+
+def keys_first(op):
+    """The copying role sends all key tiles before any values (for three tiles of keys)."""
+    if not (isinstance(op, l3.For) and op.label == "full tiles"):
+        return (op,)
+    keys = tuple(o for o in op.body if getattr(o, "channel", "") == "K")
+    rest = dataclasses.replace(op, body=tuple(o for o in op.body if o not in keys))
+    ahead = tuple(dataclasses.replace(o, tile=ZERO) if isinstance(o, l3.Copy) else o for o in keys)
+    return (*ahead, *ahead, *ahead, rest)
+
+
+def test_one_stage_too_few_is_found():
+    """Static where a ring has more stages than its buffer; by every interleaving where a role runs further ahead than the ring is long."""
+    s = schedule("dense", TARGET, tile_m=128)
+    with pytest.raises(IllegalProgram, match="stages, its buffer K"):
+        check_schedule(dataclasses.replace(s, channels=tuple(
+            dataclasses.replace(c, stages=c.stages + 1) if c.name == "K" else c for c in s.channels
+        )), get_target(TARGET))  # fmt: skip
+    hasty = change(s, "producer", keys_first)
+    assert explore(with_channel(hasty, "K", stages=2), 1, 128, 192).complete
+    with pytest.raises(Fault) as found:
+        explore(with_channel(hasty, "K", stages=1), 1, 128, 192)
+    assert found.value.kind == "deadlock" and "acquire K" in found.value.message
 
 
 def moved(s, name, **fields):
