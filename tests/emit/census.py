@@ -42,8 +42,8 @@ def generated(number: int) -> str:
 def row(name: str, source: str, chip: str) -> dict:
     """One compilation: its resources, `refused` with the reason, or `failed` with the error."""
     from attncc.driver import lower
-    from attncc.ir.schedule_ops import shared_bytes
     from attncc.ir.check_schedule import ELEMENT_BYTES
+    from attncc.ir.schedule_ops import shared_bytes
     from attncc.lower import load as load_spec
 
     target = target_for_arch(chip) or get_target("blackwell")

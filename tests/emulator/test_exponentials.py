@@ -1,5 +1,7 @@
 """2**x by a polynomial: its coefficients are the best ones, and its error over every weight that bf16 can tell apart."""
 
+import itertools
+
 import cutlass
 import numpy as np
 import pytest
@@ -68,7 +70,7 @@ def test_the_error_over_every_weight():
 def test_polynomials_are_spread_evenly(count, wanted):
     chosen = [pair for pair in range(64) if rows.by_polynomial(pair, count)]
     assert len(chosen) == wanted
-    assert len({b - a for a, b in zip(chosen, chosen[1:])}) <= 1
+    assert len({b - a for a, b in itertools.pairwise(chosen)}) <= 1
 
 
 def best(degree: int) -> tuple[np.ndarray, float]:
