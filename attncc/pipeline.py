@@ -13,6 +13,7 @@ from attncc.passes.schedule.assign_roles import assign_roles
 from attncc.passes.schedule.budget_registers import budget_registers
 from attncc.passes.schedule.drop_guards import drop_guards
 from attncc.passes.schedule.lazy_rescaling import lazy_rescaling
+from attncc.passes.schedule.narrow_groups import narrow_groups
 from attncc.passes.schedule.overlap_softmax_with_mma import overlap_softmax_with_mma
 from attncc.passes.schedule.peel_first_tile import peel_first_tile
 from attncc.passes.schedule.persistent_blocks import persistent_blocks
@@ -76,6 +77,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
     ),
     "hopper": (
         assign_roles,
+        narrow_groups,
         pipeline_stages,
         peel_first_tile,
         overlap_softmax_with_mma,

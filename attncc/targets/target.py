@@ -91,6 +91,7 @@ class Manner:
 
     turns    groups take turns at the tensor cores (passes/schedule/ping_pong)
     lazy     rows keep a maximum that is nearly right (passes/schedule/lazy_rescaling)
+    several  a block works on several query tiles (passes/schedule/persistent_blocks)
     """
 
     dim_qk: int
@@ -98,6 +99,7 @@ class Manner:
     groups: int
     turns: bool
     lazy: bool
+    several: bool
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ block gets as much. The output gets shared memory of its own where there is some
 output has been stored out of its memory.
 
 Asks for: roles, tma_store. Done where the costs of all query tiles are known to be alike, or to rise from the first to the last;
-elsewhere the hardware hands out blocks as others end, which balances any cost. Without this pass each block works on one tile.
+elsewhere the hardware hands out blocks as others end, which balances any cost. Whether it pays is measured for each shape of the loop
+(`Target.manners`): 1 to 3 % at head dims 64, 128 and 256; it costs as much where the output has no memory of its own and groups take turns. Without this pass each block works on one tile.
 """
 
 from __future__ import annotations
@@ -25,20 +26,12 @@ from attncc.ir import schedule as l3
 from attncc.ir.expr import ONE, ZERO, Expr, add, apply, const, floordiv, minimum, mul, select, sub, substitute, var, variables
 from attncc.ir.schedule_ops import compute_role, operations, replace_role, role_named, shared_bytes
 from attncc.ir.simplify import simplify
-from attncc.ir.tile import SHARED, Let, Store
+from attncc.ir.tile import SHARED, Finalize, Let, Store
+from attncc.passes.schedule.narrow_groups import always
 from attncc.passes.schedule.tile_order import SAMPLE, key_tiles
 from attncc.targets import Target
 
 WORK_TILES, BLOCKS, ROUNDS, ROUND, WORK = "work_tiles", "blocks", "rounds", "round", "work"
-ACROSS, DOWN = "across", "down"
-"""Extents of the grid whose blocks the work tiles were."""
-_ROW = floordiv(var(WORK), var(ACROSS))
-INDICES: dict[str, Expr] = {
-    "block_x": apply("mod", var(WORK), var(ACROSS)),
-    "block_y": apply("mod", _ROW, var(DOWN)),
-    "block_z": floordiv(_ROW, var(DOWN)),
-}
-"""The block indices that a work tile had."""
 ALIKE = 1.25
 """Costs that differ by no more than this factor count as alike."""
 
@@ -50,22 +43,23 @@ def persistent_blocks(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     q, out = _q_channel(schedule), _stored(schedule)
     if q is None or out is None:
         return schedule
-    schedule = _apart(schedule, out, target)
+    before, schedule = schedule, _apart(schedule, out, target)
     over_q = schedule.buffer(out).alias is not None
     consumer = compute_role(schedule)
+    known = target.manner(schedule.attention.dim_qk, schedule.attention.dim_v, consumer.groups)
+    if not (known.several if known else not over_q):
+        return before
     producer = role_named(schedule, schedule.channel(q).producer)
     computing = _end_with_release(consumer.body, q) if over_q else _release_early(consumer.body, q, out)
-    copying = _always(producer.body, q) if over_q else producer.body
+    copying = always(producer.body, q)
     after = () if over_q else (l3.StoreWait(),)
     shared, place = _split_prelude(schedule.prelude)
-    schedule = replace_role(schedule, consumer, body=_loop(computing, place, after))
-    schedule = replace_role(schedule, producer, body=_loop(copying, place, ()))
+    schedule = replace_role(schedule, consumer, body=_loop(computing, place, schedule.grid, after))
+    schedule = replace_role(schedule, producer, body=_loop(copying, place, schedule.grid, ()))
     total = simplify(mul(mul(schedule.grid[0], schedule.grid[1]), schedule.grid[2]))
     resident = const(target.rates.sms * schedule.blocks_per_sm)
     lets = (
-        Let(ACROSS, schedule.grid[0]),
-        Let(DOWN, schedule.grid[1]),
-        Let(WORK_TILES, simplify(mul(mul(var(ACROSS), var(DOWN)), schedule.grid[2]))),
+        Let(WORK_TILES, total),
         Let(BLOCKS, minimum(var(WORK_TILES), resident)),
         Let(ROUNDS, floordiv(sub(add(var(WORK_TILES), var(BLOCKS)), ONE), apply("max", var(BLOCKS), ONE))),
     )
@@ -123,52 +117,35 @@ def _apart(schedule: l3.Schedule, out: str, target: Target) -> l3.Schedule:
 
 
 def _release_early(body: tuple, q: str, out: str) -> tuple:
-    """Q is released after the last score tile; the output waits until the one before it has left."""
-    release: list = []
-    for op in body:
-        if isinstance(op, l3.If) and any(isinstance(o, l3.Wait) and o.channel == q for o in op.body):
-            last = max(i for i, o in enumerate(op.body) if _makes_scores(o)) + 1
-            op = dataclasses.replace(op, body=(*op.body[:last], l3.Release(q), *op.body[last:]))
+    """Q is released after the loops; the output waits until the one before it has left."""
+    new: list = []
+    for op in always(body, q):
+        if isinstance(op, Finalize):
+            new.append(l3.Release(q))
         if isinstance(op, l3.Convert) and op.dst == out:
-            release.append(l3.StoreWait())
+            new.append(l3.StoreWait())
         if not isinstance(op, l3.StoreWait):
-            release.append(op)
-    return tuple(release)
-
-
-def _makes_scores(op) -> bool:
-    """Whether `op` is, or holds, the first product or the wait for it."""
-    if isinstance(op, l3.For):
-        return any(_makes_scores(o) for o in op.body)
-    return isinstance(op, l3.Mma) and op.transposed or isinstance(op, (l3.SoftmaxStep, l3.Weights))
-
-
-def _always(body: tuple, q: str) -> tuple:
-    """Whatever concerns channel `q` is done before the condition that there is a key tile."""
-    out: list = []
-    for op in body:
-        if isinstance(op, l3.If) and any(getattr(o, "channel", None) == q for o in op.body):
-            moved = tuple(o for o in op.body if getattr(o, "channel", None) == q)
-            op = dataclasses.replace(op, body=tuple(o for o in op.body if o not in moved))
-            out += moved
-        out.append(op)
-    return tuple(out)
+            new.append(op)
+    return tuple(new)
 
 
 def _end_with_release(body: tuple, q: str) -> tuple:
     """The output lies over Q: Q is waited for in any case, and released when the output has been read."""
     out: list = []
-    for op in _always(body, q):
+    for op in always(body, q):
         out.append(op)
         if isinstance(op, l3.StoreWait):
             out.append(l3.Release(q))
     return tuple(out)
 
 
-def _loop(body: tuple, place: tuple[Let, ...], after: tuple) -> tuple:
+def _loop(body: tuple, place: tuple[Let, ...], grid: tuple, after: tuple) -> tuple:
     """`body` once for each work tile of the block; what a role does before it starts (giving the first turn) stays outside."""
     start = next(i for i, op in enumerate(body) if not (isinstance(op, l3.If) and all(isinstance(o, l3.Arrive) for o in op.body)))
-    lets = tuple(Let(op.name, simplify(substitute(op.expr, INDICES))) for op in place)
+    across, down = grid[:2]
+    row = floordiv(var(WORK), across)
+    indices = dict(zip(l3.BLOCK_VARIABLES, (apply("mod", var(WORK), across), apply("mod", row, down), floordiv(row, down))))
+    lets = tuple(Let(op.name, simplify(substitute(op.expr, indices))) for op in place)
     inner = l3.If(apply("lt", var(WORK), var(WORK_TILES)), (*lets, l3.Place(), *body[start:]))
     backwards = sub(sub(var(BLOCKS), ONE), var("block_x"))
     dealt = select(apply("eq", apply("mod", var(ROUND), const(2)), ZERO), var("block_x"), backwards)

@@ -29,10 +29,7 @@ LEAST_GROUPS = 3
 def ping_pong(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     """`schedule` with a turn barrier for each group; unchanged where turns do not pay and for loops that do not overlap."""
     role = compute_role(schedule)
-    if not target.has("named_barriers") or role.groups < 2 or not is_overlapped(schedule):
-        return schedule
-    known = target.manner(schedule.attention.dim_qk, schedule.attention.dim_v, role.groups)
-    if not (known.turns if known else role.groups >= LEAST_GROUPS):
+    if not takes_turns(schedule, target) or not is_overlapped(schedule):
         return schedule
     threads = 2 * role.warps * 32 // role.groups
     barrier = l3.Barrier(TURN, threads, role.groups)
@@ -40,6 +37,15 @@ def ping_pong(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     body = tuple(_in_turns(op) if isinstance(op, l3.If) else op for op in role.body)
     schedule = replace_role(schedule, role, body=(give_first, *body))
     return dataclasses.replace(schedule, barriers=(*schedule.barriers, barrier))
+
+
+def takes_turns(schedule: l3.Schedule, target: Target) -> bool:
+    """Whether turns pay for this number of groups and these head dims, once loops overlap."""
+    groups = compute_role(schedule).groups
+    if not target.has("named_barriers") or groups < 2:
+        return False
+    known = target.manner(schedule.attention.dim_qk, schedule.attention.dim_v, groups)
+    return known.turns if known else groups >= LEAST_GROUPS
 
 
 def _in_turns(outer: l3.If) -> l3.If:

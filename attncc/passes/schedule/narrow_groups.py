@@ -1,0 +1,148 @@
+"""Lets each computing group pass over the key tiles that only other groups of its block need.
+
+    before  role consumer, groups=3 { let count_0, count_1, tiles_total; if tiles_total > 0 { wait Q; for t in 0..count_0 { A }; for t in 0..count_1 { B } } }
+    after   role consumer, groups=3 { let tiles_total; let own_0, own_1, own_total; let passed, left
+              wait Q
+              for t in 0..passed { wait K; release K; wait V; release V }
+              if own_total > 0 { for t in 0..own_0 { A }; for t in 0..own_1 { B } }
+              for t in 0..left { wait K; release K; wait V; release V } }
+
+The bounds of a query tile's key tiles are those of all its rows. Under a causal mask the first 64 rows of 192 need up to two tiles of 80 keys
+less than the last 64, and fewer of their tiles are partial: each group takes the bounds of its own rows, found by the same
+passes for a query tile of that many rows. A group without any row (the last query tile is seldom full) has no tiles.
+
+Asks for: roles. The tiles must be one range, taken from its end to its begin, by the block and by the group; and groups that take turns must
+all have as many. Without this pass every group computes every tile of its block, masked where it needs none of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from attncc.ir import schedule as l3
+from attncc.ir.algebra import linear
+from attncc.ir.expr import ONE, ZERO, Expr, add, apply, const, mul, select, sub, substitute, var
+from attncc.ir.schedule_ops import compute_role, operations, replace_role, role_named
+from attncc.ir.simplify import simplify
+from attncc.ir.tile import Let, TileProgram
+from attncc.lower.attention_to_tile import lower_attention_to_tile
+from attncc.lower.tile_to_schedule import TOTAL, count_name
+from attncc.passes.schedule.ping_pong import takes_turns
+from attncc.passes.tile.peel_masked_tiles import peel_masked_tiles
+from attncc.passes.tile.skip_empty_tiles import skip_empty_tiles
+from attncc.targets import Target
+
+OWN, OWN_TOTAL, PASSED, LEFT = "own", "own_total", "passed", "left"
+
+
+def narrow_groups(schedule: l3.Schedule, target: Target) -> l3.Schedule:
+    """`schedule` whose computing groups visit the key tiles of their own rows; unchanged where that is not one range or turns are taken."""
+    role = compute_role(schedule)
+    if role.groups < 2 or len(schedule.roles) != 2 or schedule.table is not None or takes_turns(schedule, target):
+        return schedule
+    outer = next(op for op in role.body if isinstance(op, l3.If))
+    loops = tuple(op for op in outer.body if isinstance(op, l3.For))
+    lets = {op.name: op.expr for op in operations(role.body) if isinstance(op, Let)}
+    ends = [_end(loop) for loop in loops]
+    own = _own_program(schedule, role)
+    own_ends = [_end_of(s.tile) for s in own.segments]
+    counts = [lets.get(count_name(i)) for i in range(len(loops))]
+    if not _is_one_range(ends, counts, lets) or len(own.segments) != len(loops):
+        return schedule
+    own_lets = {op.name: op.expr for op in own.prologue if isinstance(op, Let)}
+    if not _is_one_range(own_ends, [s.count for s in own.segments], own_lets) or not _same_kinds(loops, own):
+        return schedule
+    q = next(op.channel for op in outer.body if isinstance(op, l3.Wait))
+    body = _narrowed(schedule, role, outer, own, ends[0], q)
+    schedule = replace_role(schedule, role, body=body)
+    producer = role_named(schedule, schedule.channel(q).producer)
+    return replace_role(schedule, producer, body=always(producer.body, q))
+
+
+def always(body: tuple, channel: str) -> tuple:
+    """`body` in which whatever concerns `channel` is done before the condition that there is a key tile."""
+    out: list = []
+    for op in body:
+        if isinstance(op, l3.If) and any(getattr(o, "channel", None) == channel for o in op.body):
+            moved = tuple(o for o in op.body if getattr(o, "channel", None) == channel)
+            op = dataclasses.replace(op, body=tuple(o for o in op.body if o not in moved))
+            out += moved
+        out.append(op)
+    return tuple(out)
+
+
+def _own_program(schedule: l3.Schedule, role: l3.Role) -> TileProgram:
+    """The tile program of a query tile that has one group's rows."""
+    naive = lower_attention_to_tile(schedule.attention, role.rows_per_group, schedule.tile_n)
+    return peel_masked_tiles(skip_empty_tiles(naive))
+
+
+def _end(loop: l3.For) -> Expr | None:
+    """The key tile after the first one that a loop visits, when it goes down one by one."""
+    first = loop.body[0]
+    return _end_of(first.expr, loop.counter) if isinstance(first, Let) and first.name == "kv_tile" else None
+
+
+def _end_of(tile: Expr, counter: str = "t") -> Expr | None:
+    if linear(tile).coefficient(var(counter)) != -1:
+        return None
+    return simplify(add(substitute(tile, {counter: ZERO}), ONE))
+
+
+def _is_one_range(ends: list, counts: list, lets: dict[str, Expr]) -> bool:
+    """Whether each range ends where the one before it began."""
+    if None in ends or None in counts or not ends:
+        return False
+    begins = [linear(_resolved(end, lets)).plus(linear(_resolved(count, lets)), -1) for end, count in zip(ends, counts)]
+    return all(begin == linear(_resolved(end, lets)) for begin, end in zip(begins, ends[1:]))
+
+
+def _resolved(e: Expr, lets: dict[str, Expr]) -> Expr:
+    """`e` without names of bounds, so that two ways to write one bound compare equal."""
+    while True:
+        known = {name: lets[name] for name in lets if name.startswith(("bound", "count"))}
+        new = substitute(e, known)
+        if new is e:
+            return simplify(e)
+        e = new
+
+
+def _same_kinds(loops: tuple[l3.For, ...], own: TileProgram) -> bool:
+    return all(loop.label == f"{s.kind} tiles" for loop, s in zip(loops, own.segments))
+
+
+def _narrowed(schedule: l3.Schedule, role: l3.Role, outer: l3.If, own: TileProgram, end: Expr, q: str) -> tuple:
+    """The role's body with the group's own loops, and with loops that pass over the others' tiles before and after."""
+    place = {"q_tile": add(mul(var("q_tile"), const(role.groups)), var(l3.GROUP_VARIABLE))}
+    names = {op.name: var(f"{OWN}_{op.name}", op.expr.type) for op in own.prologue if isinstance(op, Let)}
+
+    def here(e: Expr) -> Expr:
+        return simplify(substitute(e, {**place, **names}))
+
+    first_row = add(mul(var("q_tile"), const(schedule.tile_m)), mul(var(l3.GROUP_VARIABLE), const(role.rows_per_group)))
+    some = apply("lt", first_row, var("seq_q"))
+    lets = [Let(names[op.name].value, here(op.expr)) for op in own.prologue if isinstance(op, Let)]
+    lets += [Let(f"{OWN}_{i}", select(some, here(s.count), ZERO)) for i, s in enumerate(own.segments)]
+    total: Expr = ZERO
+    for i in range(len(own.segments)):
+        total = var(f"{OWN}_{i}") if total is ZERO else add(total, var(f"{OWN}_{i}"))
+    above = simplify(sub(end, here(_end_of(own.segments[0].tile))))
+    lets += [Let(OWN_TOTAL, total), Let(PASSED, select(some, above, var(TOTAL)))]
+    lets += [Let(LEFT, sub(sub(var(TOTAL), var(PASSED)), var(OWN_TOTAL)))]
+    loops = iter(zip(own.segments, range(len(own.segments))))
+
+    def narrow(op):
+        if not isinstance(op, l3.For):
+            return op
+        segment, i = next(loops)
+        tile = Let("kv_tile", here(segment.tile))
+        return dataclasses.replace(op, end=var(f"{OWN}_{i}"), body=(tile, *op.body[1:]))
+
+    inside = tuple(narrow(op) for op in outer.body)
+    channels = tuple(dict.fromkeys(op.channel for op in operations(inside) if isinstance(op, l3.Wait) and op.channel != q))
+    skip = tuple(o for name in channels for o in (l3.Wait(name), l3.Release(name)))
+    new = dataclasses.replace(outer, condition=apply("gt", var(OWN_TOTAL), ZERO), body=inside)
+    at = role.body.index(outer)
+    body = (*role.body[:at], *lets, l3.For("t", ZERO, var(PASSED), "tiles above", skip), new)
+    body = (*body, l3.For("t", ZERO, var(LEFT), "tiles below", skip), *role.body[at + 1 :])
+    return always(body, q)
