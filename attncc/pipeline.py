@@ -28,6 +28,9 @@ from attncc.passes.schedule.stage_output import stage_output
 from attncc.passes.schedule.tile_order import tile_order
 from attncc.passes.schedule.use_tensor_memory import use_tensor_memory
 from attncc.passes.tile.bound_keys import bound_keys
+from attncc.passes.tile.bound_scores import bound_scores
+from attncc.passes.tile.cancel_row_terms import cancel_row_terms
+from attncc.passes.tile.column_steps import column_steps
 from attncc.passes.tile.fold_multiplier import fold_multiplier
 from attncc.passes.tile.guard_loads import guard_loads
 from attncc.passes.tile.hoist_by_dependence import hoist_by_dependence
@@ -46,7 +49,10 @@ TILE_PASSES: tuple[Callable, ...] = (
     skip_empty_tiles,
     peel_masked_tiles,
     merge_segments,
+    cancel_row_terms,
     fold_multiplier,
+    bound_scores,
+    column_steps,
     bound_keys,
     guard_loads,
     hoist_by_dependence,

@@ -166,6 +166,17 @@ def allocate(memory, size: int):
     return memory.allocate(size, 128)
 
 
+def numbers(memory, count: int):
+    """`count` float32 numbers of shared memory."""
+    return cute.make_tensor(memory.allocate_array(Float32, count, byte_alignment=16), cute.make_layout(count))
+
+
+def group_sync(threads: int):
+    """Meets the other threads of the group: a warp."""
+    assert threads == WARP, "a group of this target is one warp"
+    cute.arch.sync_warp()
+
+
 def scramble(row, width: int):
     """f(row): what the place of a chunk is xor-ed with."""
     return {8: row & 7, 4: (row >> 1) & 3, 2: (row >> 2) & 1}[width]

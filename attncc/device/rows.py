@@ -125,11 +125,15 @@ def _keep_words(scores, word_of):
     softmax.keep_words(scores, 0, word_of)
 
 
-def factor(row_max, row_sum, lse, multiplier: float, sink=None):
+def factor(row_max, row_sum, lse, multiplier: float, sink=None, shift=None):
     """What the sums of a row have to be multiplied by in the end, 1 / l (0 without a key); `lse` is set. As `softmax.finalize`."""
-    top, length = row_max[0], row_sum[0]
-    empty = length == 0.0
-    exponent = arith.select(empty, Float32(0.0), top * Float32(multiplier))
+    length = row_sum[0]
+    empty, exponent = length == 0.0, row_max[0] * Float32(multiplier)
+    if shift is not None:
+        empty = empty | (shift[0] == -Float32.inf)
+        exponent = cute.math.fma(shift[0], Float32(arith.LOG2_E), exponent)
+        length = arith.select(empty, Float32(0.0), length)
+    exponent = arith.select(empty, Float32(0.0), exponent)
     shrink, nothing = Float32(1.0), -Float32.inf
     if sink is not None:
         nothing = sink[0]

@@ -47,6 +47,28 @@ def values(count: int, kind):
     return cute.make_rmem_tensor((count,), kind)
 
 
+def slot_width(tile_n: int, threads: int) -> int:
+    """Numbers in shared memory for the columns of a key tile, filled up to whole groups of threads."""
+    return -(-tile_n // threads) * threads
+
+
+def own_numbers(staging, group, count: int):
+    """The `count` numbers of group `group`."""
+    return cute.make_tensor(staging.iterator + group * count, cute.make_layout(count))
+
+
+def slot(numbers, first: int, kind):
+    """The numbers from number `first` on, as 32-bit numbers of type `kind`."""
+    return cute.make_tensor(cute.recast_ptr(numbers.iterator + first, dtype=kind), cute.make_layout(cute.size(numbers) - first))
+
+
+def own_columns(numbers, first: int, kind, columns: int, thread):
+    """Element c: the number of the thread's column c, of those from number `first` on."""
+    place = numbers.iterator + (first + first_column(thread))
+    layout = cute.make_layout((2, columns // 2), stride=(1, 8))
+    return cute.make_tensor(cute.recast_ptr(place, dtype=kind), layout)
+
+
 def cells(accumulator):
     """An MMA accumulator ((2, 2, ...), blocks of rows, blocks of columns) as (rows, columns)."""
     layout = accumulator.layout
@@ -115,6 +137,16 @@ def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, g
         else:
             correction[r] = arith.exp2((old - largest) * Float32(multiplier))
             row_sum[r] = total([cute.math.fma(row_sum[r], correction[r], weights[0]), *weights[1:]])
+
+
+def step_bounded(scores, row_sum, multiplier: float, maximum: float, first: bool):
+    """As `step`, with the constant `maximum` for every row's maximum: nothing was added up before with another one."""
+    scale, shift = Float32(multiplier), Float32(-multiplier * maximum)
+    for r in range(cute.size(scores, mode=[0])):
+        weights = [arith.exp2(cute.math.fma(scores[r, c], scale, shift)) for c in range(cute.size(scores, mode=[1]))]
+        for c, weight in enumerate(weights):
+            scores[r, c] = weight
+        row_sum[r] = total(weights if first else [row_sum[r], *weights])
 
 
 def keep_below(scores, r: int, high):
@@ -189,15 +221,20 @@ def pack(dtype, low, high):
     return cute.arch.inline_ptx(code, write_only_types=[Int32], read_only_args=[low, high])
 
 
-def finalize(accumulator, row_max, row_sum, lse, multiplier: float, sink=None):
+def finalize(accumulator, row_max, row_sum, lse, multiplier: float, sink=None, shift=None):
     """accumulator := accumulator / l, lse := ln(2) * multiplier * m + ln(l); a row without any kept key becomes 0 and -inf.
 
     `sink` holds a natural-logarithm score for each row that enters l but has no value; it is the lse of a row without any key.
+    `shift` holds what was left out of every score of a row; with -inf the row counts as one without any key.
     """
     for r in range(cute.size(row_sum)):
-        top, length = row_max[r], quad_total(row_sum[r])
-        empty = length == 0.0
-        exponent = arith.select(empty, Float32(0.0), top * Float32(multiplier))
+        length = quad_total(row_sum[r])
+        empty, exponent = length == 0.0, row_max[r] * Float32(multiplier)
+        if shift is not None:
+            empty = empty | (shift[r] == -Float32.inf)
+            exponent = cute.math.fma(shift[r], Float32(arith.LOG2_E), exponent)
+            length = arith.select(empty, Float32(0.0), length)
+        exponent = arith.select(empty, Float32(0.0), exponent)
         shrink, nothing = Float32(1.0), -Float32.inf
         if sink is not None:
             nothing = sink[r]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from attncc.ir.algebra import linear
 from attncc.ir.expr import FLOAT, INT, ZERO, Expr, rebuild, substitute, var, variables, walk
+from attncc.ir.tile import COLUMN_FIRST, COLUMN_STEP
 
 Q, KV = var("q_idx"), var("kv_idx")
 DISTANCE = "distance"
@@ -21,7 +22,7 @@ def split_diagonals(expr: Expr, varying: frozenset[str]) -> tuple[Expr, tuple[Ex
 
     `varying` names the variables that differ between the elements of a tile, besides q_idx and kv_idx.
     """
-    classes = _classes(expr, varying | {"qk"})
+    classes = _classes(expr, varying | {"qk", COLUMN_FIRST, COLUMN_STEP})
     found: dict[Expr, Expr] = {}
 
     def rewrite(node: Expr) -> Expr:

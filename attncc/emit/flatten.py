@@ -14,6 +14,7 @@ but expressions.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -40,7 +41,7 @@ from attncc.ir import schedule as l3
 from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, substitute, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
 from attncc.ir.schedule_ops import STATISTICS, names_read, operations, parts
-from attncc.ir.tile import LSE, ColLet, Mask, RowLet, Score, Store
+from attncc.ir.tile import LSE, REGISTER, SHARED, ColLet, Mask, RowLet, Score, Store
 
 WARP = 32
 STAGING_THREADS = 128
@@ -72,6 +73,7 @@ def view_of(schedule: Schedule) -> View:
         prelude=builder.prelude(),
         roles=roles,
         staged=builder.staged,
+        staged_columns=builder.staged_columns,
         tables=tables_of(schedule, builder.base),
         **tensor_view(schedule, builder.channels),
     )
@@ -100,7 +102,7 @@ class Flattener:
         self.issues = self.in_parts = False
         self.element_lets: dict[str, str] = {}
         self.group_threads = 0
-        self.staged = 0
+        self.staged = self.staged_columns = 0
         self.staging_barrier = FIRST_BARRIER + sum(b.copies for b in schedule.barriers)
         self.slots = 1 + max((op.slot or 0 for op in all_operations(schedule) if isinstance(op, ColLet)), default=0)
         self.count = 0
@@ -221,8 +223,23 @@ class Flattener:
         return tuple(steps)
 
     def steps(self, body: tuple) -> tuple[Step, ...]:
-        """The body's operations as steps."""
-        return tuple(self.step(op) for op in inline_columns(body))
+        """The steps of a body; neighbouring column numbers in shared memory are staged together."""
+        body, steps = inline_columns(body), []
+        while body:
+            columns = tuple(itertools.takewhile(is_staged_column, body))
+            steps.append(self.stage_columns(columns) if columns else self.step(body[0]))
+            body = body[max(1, len(columns)) :]
+        return tuple(steps)
+
+    def stage_columns(self, columns: tuple[ColLet, ...]) -> Step:
+        """Each thread of a group computes a few columns' numbers, then all read what they need."""
+        self.staged_columns = max(self.staged_columns, len(columns))
+        parts = []
+        for i, op in enumerate(columns):
+            self.count += 1
+            lines, (text,) = to_statements((op.expr,), self.names(f"e{self.count}", self.variables(op)))
+            parts.append({"number": i, "lines": lines, "text": text, **self.element_let(op, f"cols_{local_name(op.name)}", "c")})
+        return Step("stage_columns", {"parts": tuple(parts), "barrier": self.staging_barrier})
 
     def step(self, op) -> Step:
         """One operation: its fields, flattened."""
@@ -373,6 +390,8 @@ class Flattener:
         return "fill", {"number": literal(op.value).replace("arith.INF", "Float32.inf")}
 
     def view_softmax_step(self, op):
+        if op.maximum is not None:
+            return "softmax_step_bounded", {}
         if op.half != "both":
             return f"softmax_{op.half}", {}
         return "softmax_step_first" if op.first else "softmax_step", {}
@@ -399,8 +418,17 @@ class Flattener:
 
     def view_finalize(self, op):
         if op.kind == "softmax":
-            return ("finalize_softmax" if op.sink is None else "finalize_softmax_sink"), {}
+            given = {name: getattr(op, name) for name in ("sink", "shift") if getattr(op, name) is not None}
+            return "finalize_softmax", {
+                "numbers": tuple(self.row_number(name, expr) for name, expr in given.items()),
+                "given": "".join(f", {name}={name}" for name in given),
+            }
         return ("finalize_plain" if op.weight_scale is None else "finalize_scaled"), {}
+
+    def row_number(self, name: str, expr: Expr) -> Step:
+        """A list in registers of a number of each row."""
+        lines, (text,) = to_statements((expr,), self.names(f"e{self.count}{name}"))
+        return Step("row_number", {"name": name, "lines": lines, "text": text})
 
     def view_store(self, op):
         space = self.buffers[op.src].space
@@ -448,18 +476,22 @@ def inline_columns(body: tuple) -> tuple:
     Elements are visited column by column, so a column's number is still computed once, and it dies with its column instead of
     taking a register until the tile is done.
     """
-    lets = {op.name: op for op in body if isinstance(op, ColLet) and op.slot is None}
+    lets = {op.name: op for op in body if isinstance(op, ColLet) and op.space == REGISTER and op.slot is None}
     readers = {name: [op for op in body if name in _reads(op)] for name in lets}
     single = {name for name, found in readers.items() if len(found) == 1 and not hasattr(found[0], "body")}
     out, bound = [], {}
     for op in body:
         if isinstance(op, (ColLet, Score, Mask)):
             op = dataclasses.replace(op, expr=substitute(op.expr, bound))
-        if isinstance(op, ColLet) and op.name in single:
+        if isinstance(op, ColLet) and op.space == REGISTER and op.name in single:
             bound[op.name] = op.expr
         else:
             out.append(op)
     return tuple(out)
+
+
+def is_staged_column(op) -> bool:
+    return isinstance(op, ColLet) and op.space == SHARED and op.slot is None
 
 
 def _reads(op) -> frozenset[str]:

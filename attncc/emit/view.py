@@ -199,6 +199,8 @@ class View:
     roles: tuple[RoleView, ...]
     staged: int
     """The most terms of the distance that a score stages in shared memory at once."""
+    staged_columns: int
+    """The most numbers of a column that are staged in shared memory at once."""
     tables: tuple[object, ...]
     """The schedule's TileTable, when it has one."""
     links: tuple[ChannelView, ...] = ()
@@ -221,6 +223,13 @@ class View:
         rows = max(role.group_rows for role in self.roles)
         width = -(-(rows - 1 + self.schedule.tile_n) // 128) * 128
         return (self.staged * width * max(role.groups for role in self.roles),) if self.staged else ()
+
+    @property
+    def column_staging(self) -> tuple[int, ...]:
+        """() or (numbers of a key tile's columns that all groups stage at once,), a key tile filled up to whole groups of threads."""
+        groups, threads = max((role.groups, role.group_threads) for role in self.roles)
+        width = -(-self.schedule.tile_n // threads) * threads
+        return (groups * self.staged_columns * width,) if self.staged_columns else ()
 
     @property
     def rows(self) -> int:

@@ -93,7 +93,8 @@ class _Machine:
         rows = torch.arange(program.tile_m)
         self.env["q_tile"] = q_tile.view(1, 1, -1, 1, 1)
         self.env["q_idx"] = self.env["q_tile"] * program.tile_m + rows.view(1, 1, 1, -1, 1)
-        self.env.pop("kv_tile", None), self.env.pop("kv_idx", None)
+        for name in ("kv_tile", "kv_idx", ir.COLUMN_FIRST, ir.COLUMN_STEP):
+            self.env.pop(name, None)
         self.reset(len(q_tile))
         self.outputs = {"o": out, "lse": lse}
         for op in program.prologue:
@@ -121,7 +122,8 @@ class _Machine:
             if bool((kv_tile < 0).any()) or bool((kv_tile >= self.env["kv_tiles"]).any()):
                 raise AssertionError(f"a segment visits a key tile out of range: {segment.tile} at t = {t}")
             self.env["kv_tile"] = kv_tile
-            self.env["kv_idx"] = kv_tile * self.program.tile_n + torch.arange(self.program.tile_n).view(1, 1, 1, 1, -1)
+            first, step = kv_tile * self.program.tile_n, torch.arange(self.program.tile_n).view(1, 1, 1, 1, -1)
+            self.env |= {"kv_idx": first + step, ir.COLUMN_FIRST: first, ir.COLUMN_STEP: step}
             for op in segment.body:
                 self.step(op)
         self.env = outer
@@ -169,7 +171,9 @@ class _Machine:
 
     def do_softmax(self, op: ir.Softmax) -> None:
         s, old = self.scores(op.scores), self.values["m"]
-        new = torch.maximum(old, s.amax(-1, keepdim=True))
+        if op.maximum is not None:
+            old = torch.full_like(old, op.maximum)
+        new = old if op.maximum is not None else torch.maximum(old, s.amax(-1, keepdim=True))
         base = torch.where(new == -INFINITY, 0.0, new)
         weights = torch.exp2(op.multiplier * (s - base))
         factor = torch.where(old == new, 1.0, torch.exp2(op.multiplier * (old - base)))
@@ -194,7 +198,11 @@ class _Machine:
             self.values[op.accumulator] = acc * scale
             self.values[ir.LSE] = torch.full_like(m, -INFINITY)
             return
-        base = torch.where(total == 0, 0.0, math.log(2.0) * op.multiplier * m)
+        base = math.log(2.0) * op.multiplier * m
+        if op.shift is not None and bool((total != 0).any()):
+            shift = self.value(op.shift).expand(m.shape)
+            base, total = base + shift, torch.where(shift == -INFINITY, 0.0, total)
+        base = torch.where(total == 0, 0.0, base)
         if op.sink is not None:
             sink = self.value(op.sink).expand(m.shape)
             top = torch.where((total == 0) | (sink > base), sink, base)

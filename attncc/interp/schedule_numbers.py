@@ -165,6 +165,11 @@ def _mask(n: Numbers, i: int, op: Mask, env) -> None:
 def _softmax_step(n: Numbers, i: int, op: l3.SoftmaxStep, env) -> None:
     """Without the guard a row that has no key yet gives NaN, as on the device."""
     r = n.registers[i]
+    if op.maximum is not None:
+        r[op.scores] = weights = torch.exp2(op.multiplier * (r[op.scores] - op.maximum))
+        total = weights.sum(-1, keepdim=True)
+        r[op.row_sum] = total if op.first else total + r[op.row_sum]
+        return
     if op.half != "weights":
         _softmax_maximum(r, op)
     if op.half != "maximum":
@@ -225,7 +230,11 @@ def _finalize(n: Numbers, i: int, op: Finalize, env) -> None:
         r[LSE] = torch.full_like(r[op.accumulator][..., :1], -INFINITY)
         return
     total, accumulator = r[ROW_SUM], r[op.accumulator]
-    base = torch.where(total == 0, 0.0, math.log(2.0) * op.multiplier * r[ROW_MAX])
+    base = math.log(2.0) * op.multiplier * r[ROW_MAX]
+    if op.shift is not None and bool((total != 0).any()):
+        shift = n.value(op.shift, env).expand(base.shape)
+        base, total = base + shift, torch.where(shift == -INFINITY, 0.0, total)
+    base = torch.where(total == 0, 0.0, base)
     if op.sink is not None:
         sink = n.value(op.sink, env).expand(base.shape)
         top = torch.where((total == 0) | (sink > base), sink, base)

@@ -18,7 +18,7 @@ from attncc.ir import schedule as l3
 from attncc.ir.attention import Attention
 from attncc.ir.expr import Expr
 from attncc.ir.schedule_ops import parts
-from attncc.ir.tile import ColLet, Let, RowLet
+from attncc.ir.tile import COLUMN_FIRST, COLUMN_STEP, ColLet, Let, RowLet
 
 MOST_ITERATIONS = 1 << 16
 
@@ -147,7 +147,8 @@ class _Path:
         env = {**env, op.name: self.call.value(op.expr, env)}
         if op.name == "kv_tile":
             columns = torch.arange(self.schedule.tile_n).view(1, 1, -1)
-            env["kv_idx"] = env["kv_tile"] * self.schedule.tile_n + columns
+            first = env["kv_tile"] * self.schedule.tile_n
+            env |= {"kv_idx": first + columns, COLUMN_FIRST: first, COLUMN_STEP: columns}
         return env
 
     def settled(self, expr: Expr, env: dict[str, object]) -> int:

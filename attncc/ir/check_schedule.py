@@ -17,7 +17,7 @@ from attncc.ir.check_expr import IllegalProgram
 from attncc.ir.expr import tensors, variables
 from attncc.ir.schedule_ops import buffers_read, buffers_written, expressions, names_read, operations, shared_bytes, shared_columns, tensor_places
 from attncc.ir.schedule_walk import SAMPLES, walk_problems
-from attncc.ir.tile import ELEMENT, REGISTER, TILE_COUNT, TILE_LIST, ColLet, Let, Mask, RowLet, Score
+from attncc.ir.tile import COLUMN_FIRST, COLUMN_STEP, ELEMENT, REGISTER, TILE_COUNT, TILE_LIST, ColLet, Let, Mask, RowLet, Score
 
 if TYPE_CHECKING:
     from attncc.targets import Target
@@ -152,7 +152,7 @@ def _body_bindings(role: str, body: tuple, bound: set[str]) -> Iterator[str]:
     for op in body:
         inside = {ELEMENT} if isinstance(op, (Score, Mask)) else set()
         if "kv_tile" in bound:
-            inside.add("kv_idx")
+            inside |= {"kv_idx", COLUMN_FIRST, COLUMN_STEP}
         missing = sorted(n for n in names_read(op) - bound - inside if _plain(n))
         yield from (f"role {role}: {type(op).__name__} reads {n}, which is not bound there" for n in missing)
         if isinstance(op, (Let, RowLet, ColLet)):

@@ -6,11 +6,12 @@ from attncc.ir.attention import SIZE_VARIABLES
 from attncc.ir.check_expr import IllegalProgram, expression_problems
 from attncc.ir.expr import BOOL, FLOAT, INT, Expr, variables, walk
 from attncc.ir.tile import (
-    ELEMENT, FULL, PARTIAL, SPACES, TILE_COUNT, TILE_LIST, ColLet, Finalize, Let, Load, Mask, Matmul, Op, RowLet,
+    COLUMN_FIRST, COLUMN_STEP, ELEMENT, FULL, PARTIAL, REGISTER, SHARED, SPACES, TILE_COUNT, TILE_LIST, ColLet, Finalize, Let, Load, Mask, Matmul, Op, RowLet,
     Score, Softmax,
     Store, TileProgram, TileSummary, Weights, extent_name,
 )  # fmt: skip
 
+_COLUMN = {"kv_idx": INT, COLUMN_FIRST: INT, COLUMN_STEP: INT}
 _ARGUMENTS = {"q": "dim_qk", "k": "dim_qk", "v": "dim_v"}
 
 
@@ -68,7 +69,7 @@ class _Checker:
                 yield from self.let(op, names, prologue)
                 names[op.name] = op.expr.type
             elif isinstance(op, (Score, Mask)):
-                known = {**names, "q_idx": INT, "kv_idx": INT, ELEMENT: FLOAT}
+                known = {**names, **_COLUMN, "q_idx": INT, ELEMENT: FLOAT}
                 yield from self.expr(what, op.expr, FLOAT if isinstance(op, Score) else BOOL, known)
             elif isinstance(op, Load):
                 yield from self.load(op, names)
@@ -78,7 +79,7 @@ class _Checker:
                 yield f"{what}: the multiplier is positive, found {op.multiplier}"
             elif isinstance(op, Finalize):
                 rows = {**names, "q_idx": INT}
-                for expr in (op.sink, op.weight_scale):
+                for expr in (op.sink, op.weight_scale, op.shift):
                     if expr is not None:
                         yield from self.expr(what, expr, FLOAT, rows)
             elif isinstance(op, Store) and op.tensor not in ("o", "lse"):
@@ -88,9 +89,11 @@ class _Checker:
         what = f"{type(op).__name__} {op.name}"
         if op.name in names or op.name in self.values or any(t.name == op.name for t in self.attention.tensors):
             yield f"{what}: the name is taken"
-        axis = {RowLet: {"q_idx": INT}, ColLet: {"kv_idx": INT}, Let: {}}[type(op)]
+        axis = {RowLet: {"q_idx": INT}, ColLet: _COLUMN, Let: {}}[type(op)]
         if isinstance(op, ColLet) and prologue:
             yield f"{what}: column values belong to the body of a segment"
+        if isinstance(op, ColLet) and op.space not in (REGISTER, SHARED):
+            yield f"{what}: a column's numbers lie in registers or in shared memory, found {op.space}"
         yield from self.expr(what, op.expr, op.expr.type, {**names, **axis})
 
     def load(self, op: Load, names: dict[str, str]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attncc.ir.algebra import Linear, linear, to_expr
 from attncc.ir.expr import INT, Expr, transform, variables, walk
-from attncc.ir.tile import ELEMENT
+from attncc.ir.tile import COLUMN_FIRST, COLUMN_STEP, ELEMENT
 
 CONSTANT, HEAD, ROW, COLUMN, DIAGONAL, ELEMENTWISE = "constant", "head", "row", "column", "diagonal", "element"
 CLASSES = (CONSTANT, HEAD, ROW, COLUMN, DIAGONAL, ELEMENTWISE)
@@ -13,7 +13,7 @@ column: also kv_idx; diagonal: q_idx and kv_idx through their difference only; e
 included."""
 
 _PER_TILE = frozenset(("b", "h", "hkv", "q_tile"))
-_PER_COLUMN = frozenset(("kv_idx", "kv_tile", "t"))
+_PER_COLUMN = frozenset(("kv_idx", "kv_tile", "t", COLUMN_FIRST, COLUMN_STEP))
 
 
 def dependence(expr: Expr, bound: dict[str, str] | None = None) -> str:

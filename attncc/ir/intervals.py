@@ -21,7 +21,9 @@ Interval = tuple[Expr | None, Expr | None]
 Summarise = Callable[[Expr, str], Interval]
 UNKNOWN: Interval = (None, None)
 
-_MONOTONE_FLOAT = ("min", "max", "exp", "exp2", "tanh", "sigmoid", "sqrt")
+_MONOTONE_FLOAT = ("exp", "exp2", "tanh", "sigmoid", "sqrt")
+_RANGES = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "erf": (-1.0, 1.0), "sin": (-1.0, 1.0), "cos": (-1.0, 1.0)}
+"""What a function's values never leave; the hardware's approximations keep to it too."""
 
 
 class Intervals:
@@ -196,6 +198,11 @@ class Intervals:
     # ---- floats: operations that round to nearest keep order, so bounds are sound in the same arithmetic
 
     def _float(self, expr: Expr) -> Interval:
+        if expr.op in ("min", "max"):
+            return self._extreme(expr, lambda *x: _nest(expr.op, x), expr.op == "min")
+        if expr.op in _RANGES:
+            known = self._float_monotone(expr) if expr.op in _MONOTONE_FLOAT else UNKNOWN
+            return tuple(const(limit) if end is None else end for end, limit in zip(known, _RANGES[expr.op]))
         if expr.op in ("add", "sub", "to_float", "neg", *_MONOTONE_FLOAT):
             return self._float_monotone(expr)
         if expr.op in ("mul", "div"):

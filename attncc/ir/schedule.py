@@ -247,6 +247,7 @@ class SoftmaxStep:
     `polynomial`: of 16 neighbouring pairs of columns, how many take 2**x by a polynomial instead of the special function unit: weights
     within 2**-13 of themselves, and 2**-125 instead of less.
     `half`: "maximum" sets m and the correction alone, "weights" then does the rest, so that others get the correction early.
+    `maximum`: m is that number, which `row_max` has held from the beginning; it is not read, and no correction is made.
     """
 
     scores: str
@@ -259,6 +260,7 @@ class SoftmaxStep:
     slack: float = 0.0
     half: str = "both"
     polynomial: int = 0
+    maximum: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from attncc.ir import schedule as l3
 from attncc.ir.expr import OPS, Expr, variables, walk
-from attncc.ir.tile import LSE, TENSOR, ColLet, Let, RowLet
+from attncc.ir.tile import COLUMN_FIRST, LSE, TENSOR, ColLet, Let, RowLet
 
 PLACE = frozenset({"q_tile", "b", "h", "hkv"})
 """What names a query tile."""
@@ -43,7 +43,7 @@ def names_read(op) -> frozenset[str]:
     names = frozenset().union(*(variables(e) for e in expressions(op)))
     if isinstance(op, l3.Place):
         return names | PLACE
-    implied = {"kv_idx": "kv_tile", "q_idx": "q_tile"}
+    implied = {"kv_idx": "kv_tile", COLUMN_FIRST: "kv_tile", "q_idx": "q_tile"}
     return names | {implied[n] for n in names if n in implied}
 
 
@@ -64,6 +64,8 @@ def buffers_read(op) -> tuple[str, ...]:
     """Buffers whose contents `op` reads."""
     if isinstance(op, l3.Mma):
         return (op.a, op.b, op.dst) if op.accumulate else (op.a, op.b)
+    if isinstance(op, l3.SoftmaxStep) and op.maximum is not None:
+        return (op.scores,) if op.first else (op.scores, op.row_sum)
     if isinstance(op, l3.SoftmaxStep):
         if op.half == "maximum":
             return (op.scores,) if op.first else (op.scores, op.row_max)
@@ -87,6 +89,8 @@ def buffers_read(op) -> tuple[str, ...]:
 
 def buffers_written(op) -> tuple[str, ...]:
     """Buffers that `op` writes (a Copy writes its channel's buffer, which is not named here)."""
+    if isinstance(op, l3.SoftmaxStep) and op.maximum is not None:
+        return op.scores, op.row_sum
     if isinstance(op, l3.SoftmaxStep) and op.half != "both":
         if op.half == "weights":
             return (op.scores, op.row_sum)

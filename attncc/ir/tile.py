@@ -24,8 +24,11 @@ GLOBAL, SHARED, REGISTER, TENSOR = "global", "shared", "register", "tensor"
 SPACES = (GLOBAL, SHARED, REGISTER, TENSOR)
 FULL, PARTIAL = "full", "partial"
 
-TILE_VARIABLES = ("q_tile", "kv_tile", "t", "q_tiles", "kv_tiles")
-"""Tile indices, the position `t` in the current segment, and the tile counts ceil(seq / tile)."""
+COLUMN_FIRST, COLUMN_STEP = "kv_first", "kv_step"
+"""kv_idx = kv_first + kv_step in a Score or ColLet: a column of the tile that all columns of a thread share, and the distance
+from it, which is known when the kernel is compiled. (Interpreters, which know no threads, take the tile's first column.)"""
+TILE_VARIABLES = ("q_tile", "kv_tile", "t", "q_tiles", "kv_tiles", COLUMN_FIRST, COLUMN_STEP)
+"""Tile indices, the position `t` in the current segment, the tile counts ceil(seq / tile), and the two parts of kv_idx."""
 LSE = "LSE"
 """The value that holds the log-sum-exp of each row; Finalize sets it."""
 ELEMENT = "qk"
@@ -68,6 +71,9 @@ class RowLet:
 class ColLet:
     """One number for each column of the current key tile; `expr` depends on kv_idx but not on q_idx.
 
+    In space "register" a thread computes the numbers of its own columns; in space "shared" the threads that work on the same rows
+    compute each number once and read what they need.
+
     With `slot` (L3) the threads of a group compute it once for all, a column each, and read it from that slot of buffer KEY_NUMBERS,
     between a Sync before which others were read there and one that shows the new ones.
     """
@@ -75,6 +81,7 @@ class ColLet:
     name: str
     expr: Expr
     slot: int | None = None
+    space: str = REGISTER
 
 
 @dataclass(frozen=True)
@@ -120,12 +127,16 @@ class Softmax:
         m' = max(m, rowmax(scores));  weights = 2**(multiplier * (scores - m'));  c = 2**(multiplier * (m - m'))
         l = l * c + rowsum(weights);  accumulator = accumulator * c;  m = m'
     A row whose maximum is still -inf has weights 0 and c = 1.
+
+    With `maximum` that number is m for every row, and c = 1: for scores of which it is known that no weight gets too large, and
+    not all of a row's too small, for the types that hold them.
     """
 
     scores: str
     weights: str
     accumulator: str
     multiplier: float
+    maximum: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,9 @@ class Finalize:
 
     Rows with l = 0 become 0. The value LSE := ln(2) * multiplier * m + ln(l), the logarithm of the sum with the sink's term in
     it; -inf where that sum is 0 and for the unnormalised kinds.
+
+    `shift` (softmax) is a number of each row that was left out of its scores: it enters LSE and the sink's term as if it had been
+    added to every score; a row whose shift is -inf has no weights (l = 0).
     """
 
     accumulator: str
@@ -151,6 +165,7 @@ class Finalize:
     multiplier: float
     sink: Expr | None = None
     weight_scale: Expr | None = None
+    shift: Expr | None = None
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ SHAPES = ((1, 70, 70), (2, 33, 101), (2, 101, 33), (1, 1, 65))
 """(batch, seq_q, seq_kv) for programs of 32 x 16 tiles: ragged, one row, more keys than queries and fewer."""
 
 
-def attention(body: str = "", q: int = 4, kv: int = 2, dim: str = "qk = 8, v = 16", head: str = "") -> Attention:
-    return load(f"attention x{head} {{\nheads q = {q}, kv = {kv}\ndim {dim}\ndtype bf16\n{body}\n}}")
+def attention(body: str = "", q: int = 4, kv: int = 2, dim: str = "qk = 8, v = 16", head: str = "", dtype="bf16") -> Attention:
+    return load(f"attention x{head} {{\nheads q = {q}, kv = {kv}\ndim {dim}\ndtype {dtype}\n{body}\n}}")
 
 
 def program(body: str = "", tiles: tuple[int, int] = (64, 64), upto: str | None = None, **options) -> TileProgram:

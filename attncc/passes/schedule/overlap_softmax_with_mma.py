@@ -3,7 +3,7 @@
     before  S0; softmax0; P0; PV0;  for each tile i { S_i; wait 0; softmax_i; rescale; P_i; PV_i; wait 0 }
     after   S0; softmax0; P0;       for each tile i { S_i; PV_{i-1}; wait 1; softmax_i; wait 0; rescale; P_i }   PV_last; wait 0
 
-(FlashAttention-3, section 3.2.) `wait 1` is done when S_i is, while P V may still run. K is released after `wait 1`, V after
+Numbers of columns that are staged in shared memory are computed while the products run. (FlashAttention-3, section 3.2.) `wait 1` is done when S_i is, while P V may still run. K is released after `wait 1`, V after
 `wait 0`. Asks for: async_mma, and the first tile peeled. Without this pass each product is waited for before the next step.
 """
 
@@ -13,6 +13,7 @@ import dataclasses
 
 from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import compute_role, operations, replace_role
+from attncc.ir.tile import SHARED, ColLet
 from attncc.targets import Target
 
 
@@ -48,8 +49,9 @@ def rotate(loop: l3.For) -> l3.For:
     mma = tuple(op for op in product if isinstance(op, l3.Mma))
     done = tuple(op for op in product if isinstance(op, (l3.MmaWait, l3.Release)))
     late = tuple(op for op in tile if isinstance(op, (l3.Rescale, l3.Convert)))
-    middle = tuple(op for op in tile[scores + 1 :] if op not in late)
-    body = (*tile[: start + 1], *wait_v, *mma, l3.MmaWait(1), *middle, *done, *late)
+    early = tuple(op for op in tile[scores + 1 :] if isinstance(op, ColLet) and op.space == SHARED)
+    middle = tuple(op for op in tile[scores + 1 :] if op not in late and op not in early)
+    body = (*tile[: start + 1], *wait_v, *mma, *early, l3.MmaWait(1), *middle, *done, *late)
     return dataclasses.replace(loop, body=body)
 
 

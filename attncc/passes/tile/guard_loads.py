@@ -104,10 +104,6 @@ def _guarded(op: Op, guard: _Guard) -> Op:
     if isinstance(op, (Let, RowLet, ColLet, Score, Mask)):
         return replace(op, expr=guard(op.expr))
     if isinstance(op, Finalize):
-        scale, sink = op.weight_scale, op.sink
-        return replace(
-            op,
-            sink=None if sink is None else guard(sink),
-            weight_scale=None if scale is None else guard(scale),
-        )
+        parts = {name: getattr(op, name) for name in ("sink", "weight_scale", "shift")}
+        return replace(op, **{name: guard(expr) for name, expr in parts.items() if expr is not None})
     return op

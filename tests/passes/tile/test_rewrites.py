@@ -90,7 +90,7 @@ tensor open: f32[?]
 @pytest.mark.parametrize("bias, guarded", GUARDED.items())
 def test_indices_are_guarded(bias, guarded):
     before = program(
-        f"{DECLARED}\nbias {bias}\nmask kv_idx >= q_idx and kv_idx < q_idx + 32", TILES, upto="guard_loads"
+        f"{DECLARED}\nbias {bias}\nmask kv_idx >= q_idx and kv_idx < q_idx + 32", TILES, upto="cancel_row_terms"
     )
     out = after(guard_loads, before)
     assert texts(out, Score)[0] == f"qk * 0.35355339059327373 + {guarded}"
@@ -111,7 +111,7 @@ def test_values_are_hoisted_to_where_they_change():
     bias slope[h] * exp(kv_idx * -0.01) + sin(q_idx * 0.5)
     mask kv_idx <= q_idx + off
     """
-    before = program(body, TILES, upto="hoist_by_dependence")
+    before = bound_keys(program(body, TILES, upto="cancel_row_terms"))
     out = after(hoist_by_dependence, before)
     lets = {
         op.name: repr(op.expr)
