@@ -11,6 +11,7 @@ from attncc.ir.check_tile import check_tile
 from attncc.passes.attention.simplify import simplify
 from attncc.passes.schedule.assign_roles import assign_roles
 from attncc.passes.schedule.budget_registers import budget_registers
+from attncc.passes.schedule.copy_biases import copy_biases
 from attncc.passes.schedule.drop_guards import drop_guards
 from attncc.passes.schedule.lazy_rescaling import lazy_rescaling
 from attncc.passes.schedule.narrow_groups import narrow_groups
@@ -82,6 +83,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         budget_registers,
     ),
     "hopper": (
+        copy_biases,
         assign_roles,
         narrow_groups,
         pipeline_stages,

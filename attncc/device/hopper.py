@@ -11,7 +11,7 @@ from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warp, warpgroup
 from cutlass.tensor_utils import LayoutEnum
 from cutlass.utils import sm90 as _sm90
 
-from attncc.device import softmax
+from attncc.device import arith, softmax
 
 WARP = 32
 GROUP = 128
@@ -61,11 +61,17 @@ def by_head(tensor):
     return cute.make_tensor(tensor.iterator, cute.select(tensor.layout, mode=[1, 3, 2, 0]))
 
 
+def by_block(tensor):
+    """(..., seq_q, seq_kv) seen as (seq_q, seq_kv, ...)."""
+    rank = cute.rank(tensor)
+    return cute.make_tensor(tensor.iterator, cute.select(tensor.layout, mode=[rank - 2, rank - 1, *range(rank - 2)]))
+
+
 def load_atom(tensor, rows: int, cols: int):
-    """The TMA descriptor that loads rows x cols boxes of `tensor` (batch, seq, heads, dim), and its coordinate tensor."""
+    """The TMA descriptor that loads rows x cols boxes of `tensor` (rows, cols, ...), and its coordinate tensor."""
     op = cpasync.CopyBulkTensorTileG2SOp()
     layout = cute.slice_(tile_layout(tensor.element_type, rows, cols), (None, None, 0))
-    return cpasync.make_tiled_tma_atom(op, by_head(tensor), layout, (rows, cols))
+    return cpasync.make_tiled_tma_atom(op, tensor, layout, (rows, cols))
 
 
 def store_atom(tensor, rows: int, cols: int):
@@ -112,6 +118,32 @@ def copy_tile(atom, sides, ring, at, first_box, count: int, size: int):
         cute.arch.mbarrier_arrive_and_expect_tx(ring + at.index, size)
     for i in range(count):
         cute.copy(atom, source[None, first_box + i], shared[None, at.index * count + i], tma_bar_ptr=ring + at.index)
+
+
+def copy_block(atom, tile, coordinates, at_indices: tuple, row_tile, col_tile, ring, at, size: int):
+    """Starts the copy of block (row_tile, col_tile) of a tensor, of `size` bytes, into the stage; indices past the end mean the last."""
+    rows, cols = cute.size(tile, mode=[0]), cute.size(tile, mode=[1])
+    place = tuple(arith.imin(i, coordinates.shape[2 + axis] - 1) for axis, i in enumerate(at_indices))
+    source = cute.local_tile(coordinates[(None, None, *place)], (rows, cols), (row_tile, col_tile))
+    sides = cute.group_modes(tile, 0, 2), cute.group_modes(source, 0, 2)
+    shared, source = cpasync.tma_partition(atom, 0, cute.make_layout(1), *sides)
+    with cute.arch.elect_one():
+        cute.arch.mbarrier_arrive_and_expect_tx(ring + at.index, size)
+    cute.copy(atom, source, shared[None, at.index], tma_bar_ptr=ring + at.index)
+
+
+def own_block(mma, tile, stage, group, thread):
+    """The thread's part of a group's rows of stage `stage` of a block, in the order of an accumulator of `mma`, as Float32."""
+    cols, dtype = cute.size(tile, mode=[1]), tile.element_type
+    if dtype.width == 16:
+        atom = cute.make_copy_atom(warp.LdMatrix8x8x16bOp(transpose=False, num_matrices=4), dtype)
+    else:
+        atom = cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), dtype, num_bits_per_copy=2 * dtype.width)
+    part = cute.make_tiled_copy_C(atom, mma).get_slice(thread % GROUP)
+    rows = cute.local_tile(tile[None, None, stage], (ROWS, cols), (group, 0))
+    found = cute.make_rmem_tensor(mma.partition_shape_C((ROWS, cols)), dtype)
+    cute.copy(atom, part.partition_S(rows), part.retile(found))
+    return softmax.widen(found)
 
 
 def wait(ring, at):

@@ -214,6 +214,23 @@ def convert(target, source):
         pairs[i] = pack(target.element_type, flat[2 * i], flat[2 * i + 1])
 
 
+def widen(source):
+    """A fragment as Float32. A bf16 number is the upper half of its float32: a shift or a mask, one instruction each."""
+    if source.element_type.width == 32:
+        return source
+    out = cute.make_rmem_tensor(source.layout, Float32)
+    flat = cute.make_layout(cute.size(source))
+    if source.element_type.__name__ == "BFloat16":
+        pairs, bits = cute.recast_tensor(source, Int32), cute.make_tensor(cute.recast_ptr(out.iterator, dtype=Int32), flat)
+        for i in range(cute.size(pairs)):
+            bits[2 * i], bits[2 * i + 1] = pairs[i] << 16, pairs[i] & -65536
+    else:
+        numbers, target = cute.make_tensor(source.iterator, flat), cute.make_tensor(out.iterator, flat)
+        for i in range(cute.size(numbers)):
+            target[i] = numbers[i].to(Float32)
+    return out
+
+
 def pack(dtype, low, high):
     """Two float32 numbers rounded to `dtype`, in one word."""
     kind = "bf16x2" if dtype.__name__ == "BFloat16" else "f16x2"

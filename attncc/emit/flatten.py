@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 
 from attncc.emit.diagonals import DISTANCE, split_diagonals
-from attncc.emit.expressions import Names, literal, local_name, names_of, to_statements
+from attncc.emit.expressions import Names, literal, local_name, names_of, tensor_name, to_statements
 from attncc.emit.ranges import key_range
 from attncc.emit.tables import tables_of
 from attncc.emit.tensor_memory import issues_products, link_view, owned_cells, phases_of, role_macro, tensor_view
@@ -40,7 +40,7 @@ from attncc.emit.view import (
 from attncc.ir import schedule as l3
 from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, substitute, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
-from attncc.ir.schedule_ops import STATISTICS, names_read, operations, parts
+from attncc.ir.schedule_ops import STATISTICS, blocks_read, names_read, operations, parts
 from attncc.ir.tile import LSE, REGISTER, SHARED, ColLet, Mask, RowLet, Score, Store
 
 WARP = 32
@@ -131,7 +131,8 @@ class Flattener:
     def channel(self, channel: Channel) -> ChannelView:
         if channel.private:
             return link_view(self.schedule, channel)
-        tensor = next(op.tensor for op in all_operations(self.schedule) if isinstance(op, l3.Copy) and op.channel == channel.name)
+        copy = next(op for op in all_operations(self.schedule) if isinstance(op, l3.Copy) and op.channel == channel.name)
+        is_block = copy.at is not None
         return ChannelView(
             name=channel.name,
             kind=channel.kind,
@@ -139,8 +140,10 @@ class Flattener:
             stages=channel.stages,
             arrivals=channel.arrivals,
             bytes=channel.bytes,
-            tensor=tensor,
-            head={"q": "h", "k": "hkv", "v": "hkv"}[tensor],
+            tensor=copy.tensor,
+            head="" if is_block else {"q": "h", "k": "hkv", "v": "hkv"}[copy.tensor],
+            argument=tensor_name(copy.tensor) if is_block else copy.tensor,
+            is_block=is_block,
             boxes=self.private.get(channel.buffer, 1),
             producer=channel.producer,
             consumer=channel.consumer,
@@ -262,8 +265,8 @@ class Flattener:
         return Step(macro, {**fields, **extra})
 
     def variables(self, op) -> Mapping[str, str]:
-        """How lets of rows and columns read where `op` stands: as element r or c of their list."""
-        return dict(self.element_lets)
+        """How lets of rows and columns read where `op` stands, as element r or c of their list, and the numbers of blocks."""
+        return {**self.element_lets, **{name: f"{name}_cells[r, c]" for name in blocks_read(op)}}
 
     def view_let(self, op):
         return "let", {"target": self.base.variable(op.name, op.expr.type)}
@@ -315,7 +318,11 @@ class Flattener:
         return self.on_channel("acquire", op)
 
     def view_copy(self, op):
-        return "copy", {"channel": self.channels[op.channel]}
+        channel = self.channels[op.channel]
+        if op.at is None:
+            return "copy", {"channel": channel}
+        lines, texts = to_statements(op.at, self.names(f"e{self.count}at"))
+        return "copy_block", {"channel": channel, "at_lines": lines, "at": texts}
 
     def view_commit(self, op):
         return self.on_channel("commit", op)
@@ -354,18 +361,19 @@ class Flattener:
 
     def view_score(self, op):
         """With costly terms of the distance, and threads that can share them: those are computed first, once for each distance."""
-        columns = frozenset(self.element_lets)
+        columns = frozenset(self.element_lets) | frozenset(blocks_read(op))
+        blocks = tuple(Step("load_block", {"name": n, "channel": self.channels[n], "product": self.product_of[op.dst]}) for n in blocks_read(op))
         expr, terms = split_diagonals(op.expr, columns)
         if not terms or self.group_threads != STAGING_THREADS:
-            return "score", {}
+            return "score", {"blocks": blocks}
         names = self.names(f"e{self.count}d", {DISTANCE: DISTANCE})
         texts = [to_statements((term,), names) for term in terms]
         staged = [f"diagonals[{i} * WIDTH + stage_at + near]" for i in range(len(terms))]
-        inner = self.names(f"e{self.count}s", {**self.element_lets, **{f"diagonal_{i}": s for i, s in enumerate(staged)}})
+        inner = self.names(f"e{self.count}s", {**self.variables(op), **{f"diagonal_{i}": s for i, s in enumerate(staged)}})
         lines, (text,) = to_statements((expr,), inner)
         self.staged = max(self.staged, len(terms))
         parts = tuple({"number": i, "lines": found, "text": value} for i, (found, (value,)) in enumerate(texts))
-        return "score_staged", {"parts": parts, "inner": lines, "text": text, "barrier": self.staging_barrier}
+        return "score_staged", {"parts": parts, "inner": lines, "text": text, "barrier": self.staging_barrier, "blocks": blocks}
 
     def view_mask(self, op):
         """Bounds of a row on the keys it keeps, then what is left as a condition on each element."""

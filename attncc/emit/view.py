@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from attncc.emit.expressions import Names, local_name, scalar_name, tensor_name
 from attncc.ir.attention import Attention
 from attncc.ir.expr import BOOL, FLOAT, INT
-from attncc.ir.schedule import Schedule
+from attncc.ir.schedule import Copy, Schedule
+from attncc.ir.schedule_ops import operations
 from attncc.ir.text import format_program
 from attncc.ir.tile import TILE_COUNT, TILE_LIST
 
@@ -81,11 +82,20 @@ class ChannelView:
     boxes: int
     producer: str
     consumer: str
+    argument: str = ""
+    """The argument of `launch` that is copied."""
+    is_block: bool = False
+    """Whether a declared tensor's block for a tile of scores is copied, at indices of its own."""
     parts: int = 1
     """Rings of a private channel, one for each part of the query tile: `parts` full barriers, then as many empty ones."""
     full_arrivals: int = 1
     empty_arrivals: int = 1
     """Of a private channel: warps that arrive to mark a stage full or empty (1 where products do)."""
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the channel's descriptor and coordinates begin with."""
+        return self.name if self.is_block else self.tensor
 
     @property
     def limit(self) -> str:
@@ -259,7 +269,10 @@ def arguments_of(schedule: Schedule) -> tuple[Argument, ...]:
     """The arguments of `launch`, in order, without the stream."""
     a = schedule.attention
     operands = [Argument(n, "operand", a.dtype, 4, n) for n in ("q", "k", "v", "o")]
-    tensors = [Argument(tensor_name(t.name), "tensor", t.dtype, len(t.shape), t.name) for t in a.tensors]
+    copies = [op for role in schedule.roles for op in operations(role.body) if isinstance(op, Copy) and op.at is not None]
+    blocks = {op.tensor for op in copies}
+    kinds = {t.name: "block" if t.name in blocks else "tensor" for t in a.tensors}
+    tensors = [Argument(tensor_name(t.name), kinds[t.name], t.dtype, len(t.shape), t.name) for t in a.tensors]
     scalars = [Argument(scalar_name(s.name), "scalar", s.type, 0, s.name) for s in a.scalars]
     tables = []
     if schedule.table is not None:

@@ -10,7 +10,7 @@ from attncc.interp.run_tile import WEIGHTS
 from attncc.interp.schedule_machine import Machine
 from attncc.interp.schedule_trace import Call, Step
 from attncc.ir import schedule as l3
-from attncc.ir.schedule_ops import operations, parts
+from attncc.ir.schedule_ops import blocks_read, operations, parts
 from attncc.ir.tile import ELEMENT, LSE, Finalize, Mask, Score, Store, Weights
 from attncc.lower.tile_to_schedule import ROW_MAX, ROW_SUM
 
@@ -80,8 +80,21 @@ class Numbers:
                 self.handed[other] = torch.full_like(self.handed[other], NAN)
         self.handed[name, self.part] = value
 
+    def block(self, op: l3.Copy, env, part: slice) -> torch.Tensor:
+        """Rows `part` of the block of a declared tensor that a Copy reads, zero past the tensor's end."""
+        source = self.call.tensors[op.tensor].to(self.call.dtype)
+        buffer = self.machine.buffers[self.machine.channels[op.channel].buffer]
+        rows = env["q_tile"] * buffer.rows + torch.arange(buffer.rows)[part].view(1, -1, 1)
+        columns = self.value(op.tile, env).long() * buffer.cols + torch.arange(buffer.cols).view(1, 1, -1)
+        at = [self.value(e, env).long().clamp(0, n - 1) for e, n in zip(op.at, source.shape)]
+        inside = (rows < source.shape[-2]) & (columns < source.shape[-1])
+        found = source[(*at, rows.clamp(0, source.shape[-2] - 1), columns.clamp(0, source.shape[-1] - 1))]
+        return torch.where(inside, found, 0.0).expand(env["b"].shape[0], -1, -1)
+
     def tile(self, op: l3.Copy, env, part: slice) -> torch.Tensor:
         """Rows `part` of the tile that a Copy reads; those past the end zero, as columns past the head dim are."""
+        if op.at is not None:
+            return self.block(op, env, part)
         source = self.operands[op.tensor]
         index = self.value(op.tile, env).long()
         head = env["h"] if op.tensor == "q" else env["hkv"]
@@ -154,7 +167,8 @@ def _mma(n: Numbers, i: int, op: l3.Mma, env) -> None:
 
 def _score(n: Numbers, i: int, op: Score, env) -> None:
     old = n.registers[i][op.dst]
-    n.registers[i][op.dst] = n.value(op.expr, env, **{ELEMENT: old}).expand(old.shape)
+    blocks = {name: n.operand(i, name, own_rows=True) for name in blocks_read(op)}
+    n.registers[i][op.dst] = n.value(op.expr, env, **{ELEMENT: old}, **blocks).expand(old.shape)
 
 
 def _mask(n: Numbers, i: int, op: Mask, env) -> None:

@@ -139,11 +139,16 @@ class Acquire:
 
 @dataclass(frozen=True)
 class Copy:
-    """Starts the copy of tile number `tile` of argument `tensor` into the channel's current stage."""
+    """Starts the copy of tile number `tile` of argument `tensor` into the channel's current stage.
+
+    With `at`, `tensor` is a declared tensor: its rows of query tile `q_tile` and columns of key tile `tile`, the indices
+    before those two being `at` (brought to the last element where they exceed it).
+    """
 
     channel: str
     tensor: str
     tile: Expr
+    at: tuple[Expr, ...] | None = None
 
 
 @dataclass(frozen=True)

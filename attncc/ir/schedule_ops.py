@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from attncc.ir import schedule as l3
 from attncc.ir.expr import OPS, Expr, variables, walk
-from attncc.ir.tile import COLUMN_FIRST, LSE, TENSOR, ColLet, Let, RowLet
+from attncc.ir.tile import BLOCK, COLUMN_FIRST, LSE, TENSOR, ColLet, Let, RowLet
 
 PLACE = frozenset({"q_tile", "b", "h", "hkv"})
 """What names a query tile."""
@@ -34,15 +34,23 @@ def rewrite(body: tuple, rule: Callable) -> tuple:
 
 def expressions(op) -> tuple[Expr, ...]:
     """The expressions that stand in an operation's own fields."""
-    values = (getattr(op, f.name) for f in dataclasses.fields(op))
-    return tuple(v for v in values if isinstance(v, Expr))
+    values = [getattr(op, f.name) for f in dataclasses.fields(op)]
+    single = tuple(v for v in values if isinstance(v, Expr))
+    return single + tuple(e for v in values if isinstance(v, tuple) for e in v if isinstance(e, Expr))
+
+
+def blocks_read(op) -> tuple[str, ...]:
+    """The buffers of biases whose numbers a Score reads."""
+    return tuple(sorted(n for n in variables(op.expr) if n.startswith(BLOCK))) if isinstance(op, l3.Score) else ()
 
 
 def names_read(op) -> frozenset[str]:
     """Variables that an operation's own expressions read; whoever reads an element index reads the tile index it is made of."""
-    names = frozenset().union(*(variables(e) for e in expressions(op)))
+    names = frozenset().union(*(variables(e) for e in expressions(op))).difference(blocks_read(op))
     if isinstance(op, l3.Place):
         return names | PLACE
+    if isinstance(op, l3.Copy) and op.at is not None:
+        names |= {"q_tile"}
     implied = {"kv_idx": "kv_tile", COLUMN_FIRST: "kv_tile", "q_idx": "q_tile"}
     return names | {implied[n] for n in names if n in implied}
 
@@ -73,7 +81,7 @@ def buffers_read(op) -> tuple[str, ...]:
             return (op.scores, op.row_max) if op.first else (op.scores, op.row_max, op.row_sum, op.correction)
         return (op.scores,) if op.first else (op.scores, op.row_max, op.row_sum)
     if isinstance(op, (l3.Score, l3.Mask)):
-        return (op.dst,)
+        return (op.dst, *blocks_read(op))
     if isinstance(op, l3.Weights):
         return (op.scores,)
     if isinstance(op, l3.Rescale):

@@ -340,6 +340,8 @@ class _Parser:
             self.types[node.name] = node.type
         elif isinstance(node, (tile.Let, tile.RowLet, tile.ColLet)):
             self.types[node.name] = node.expr.type
+        elif isinstance(node, schedule.Buffer) and node.name.startswith(tile.BLOCK):
+            self.types[node.name] = FLOAT
         elif isinstance(node, tile.TileSummary):
             self.types[f"{node.name}_lo"] = self.types[f"{node.name}_hi"] = node.expr.type
 

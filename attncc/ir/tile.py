@@ -27,6 +27,8 @@ FULL, PARTIAL = "full", "partial"
 COLUMN_FIRST, COLUMN_STEP = "kv_first", "kv_step"
 """kv_idx = kv_first + kv_step in a Score or ColLet: a column of the tile that all columns of a thread share, and the distance
 from it, which is known when the kernel is compiled. (Interpreters, which know no threads, take the tile's first column.)"""
+BLOCK = "block_"
+"""How buffers begin that hold a number for every score of a tile; in a Score of L3 such a name is the number beside the element."""
 TILE_VARIABLES = ("q_tile", "kv_tile", "t", "q_tiles", "kv_tiles", COLUMN_FIRST, COLUMN_STEP)
 """Tile indices, the position `t` in the current segment, the tile counts ceil(seq / tile), and the two parts of kv_idx."""
 LSE = "LSE"

@@ -47,7 +47,7 @@ def _fake(entry: tuple, attention: Attention, sizes: _Sizes):
         return _operand(name, dtype, attention, sizes)
     if kind == "lse":
         return _strided(dtype, (sizes.batch, attention.heads_q, sizes.seq_q), last=1)
-    return _user_tensor(dtype, rank)
+    return _block(dtype, rank) if kind == "block" else _user_tensor(dtype, rank)
 
 
 def _element(dtype: str):
@@ -82,6 +82,18 @@ def _strided(dtype: str, shape: tuple, last):
 
     strides = tuple(cute.sym_int64() for _ in shape[:-1])
     return make_fake_tensor(_element(dtype), shape, (*strides, last))
+
+
+def _block(dtype: str, rank: int):
+    """A stand-in of any sizes, contiguous along its last dimension, whose rows begin at multiples of 16 bytes."""
+    import cutlass.cute as cute
+    from cutlass.cute.runtime import make_fake_tensor
+
+    element = _element(dtype)
+    step = ALIGNMENT * 8 // element.width
+    shape = tuple(cute.sym_int(32) for _ in range(rank))
+    strides = tuple(cute.sym_int64(divisibility=step) for _ in range(rank - 1))
+    return make_fake_tensor(element, shape, (*strides, 1), assumed_align=ALIGNMENT)
 
 
 def _user_tensor(dtype: str, rank: int):

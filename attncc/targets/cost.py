@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from attncc.formats import bytes_of
 from attncc.ir.attention import Attention
-from attncc.ir.expr import Expr, walk
+from attncc.ir.expr import ONE, Expr, sub, var, variables, walk
+from attncc.ir.tile import extent_name
 
 SPECIAL = {"exp": 1, "exp2": 1, "log": 1, "log2": 1, "tanh": 1, "sqrt": 1, "div": 1, "sigmoid": 2, "sin": 1, "cos": 1, "pow": 2}
 """Results of the special function unit that an operator takes."""
 SLOW = {"erf": 12, "floordiv": 4, "mod": 5, "pow": 3, "sigmoid": 2, "div": 1}
 """Instructions that an operator takes beyond the one that most take."""
 LOAD_INSTRUCTIONS = 3
+BLOCK_TYPES = ("bf16", "f16", "f32")
 SHORT_MASK = 10
 """Operators, names and numbers of a mask that stays in registers beside 32 rows a warp: longer ones were seen to spill."""
 SCORE, ROW, KEY = "qk", "q_idx", "kv_idx"
@@ -26,6 +29,7 @@ class ElementCost:
     instructions, special    instructions and special function results
     columns, mask_columns    values of a key that the score needs, and those that only the mask needs
     gathers                  tensors whose elements are read one by one
+    blocks, block_bytes      those of them that are a whole block for a tile (`is_block`), and the bytes of an element of all together
     mask_loads               numbers that the mask reads from a tensor for each key
     mask_size                operators, names and numbers of the mask
     weights                  whether scores become weights without softmax, by a function of its own
@@ -36,6 +40,8 @@ class ElementCost:
     columns: int = 0
     mask_columns: int = 0
     gathers: int = 0
+    blocks: int = 0
+    block_bytes: int = 0
     mask_loads: int = 0
     mask_size: int = 0
     weights: bool = False
@@ -61,12 +67,15 @@ def element_cost(attention: Attention) -> ElementCost:
         instructions += LOAD_INSTRUCTIONS if node.op == "load" else 1 + SLOW.get(node.op, 0)
         special += SPECIAL.get(node.op, 0)
     columns = column_values(attention.score)
+    blocks = [node for node in needs if is_block(node, attention)]
     return ElementCost(
         instructions,
         special,
         columns=len(columns),
         mask_columns=len(column_values(attention.mask) - columns),
         gathers=gathers,
+        blocks=len(blocks),
+        block_bytes=sum(bytes_of(attention.tensor(node.value).dtype) for node in blocks),
         mask_loads=sum(n.op == "load" and KEY in names for n, names in dependences(attention.mask).items()),
         mask_size=sum(1 for _ in walk(attention.mask)),
         weights=attention.reduction.kind not in ("softmax", "none"),
@@ -80,6 +89,29 @@ def dependences(root: Expr) -> dict[Expr, frozenset[str]]:
         own = frozenset({node.value} & {SCORE, ROW, KEY}) if node.op == "var" else frozenset()
         needs[node] = own.union(*(needs[a] for a in node.args))
     return needs
+
+
+def is_block(node: Expr, attention: Attention) -> bool:
+    """Whether `node` reads a float tensor of two to four dimensions at the query and the key themselves (guarded or not), the other
+    indices being the same for the whole tile: a tile of scores reads a block of it."""
+    if node.op != "load" or not 2 <= len(node.args) <= 4:
+        return False
+    declared = next((t for t in attention.tensors if t.name == node.value), None)
+    if declared is None or declared.dtype not in BLOCK_TYPES:
+        return False
+    others = frozenset().union(*(variables(a) for a in node.args[:-2]))
+    rank = len(node.args)
+    own = all(_is_position(node, axis, name) for axis, name in ((rank - 2, ROW), (rank - 1, KEY)))
+    return own and not others & {SCORE, ROW, KEY, "kv_tile", "t"}
+
+
+def _is_position(node: Expr, axis: int, name: str) -> bool:
+    """Whether index `axis` of a load is the variable `name`, possibly cut at the tensor's end."""
+    index, extent = node.args[axis], var(extent_name(node.value, axis))
+    if index.op != "min":
+        return index is var(name)
+    length = {ROW: var("seq_q"), KEY: var("seq_kv")}[name]
+    return index.args[0] is var(name) and index.args[1] in (sub(length, ONE), sub(extent, ONE))
 
 
 def column_values(root: Expr) -> frozenset[Expr]:

@@ -47,11 +47,12 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
         kept = extra.columns + 2 * extra.gathers + (extra.mask_loads if extra.mask_loads > 1 else 0)
         return scores + kept * tile_n + WORKING_REGISTERS * extra.weights
     output = group_rows * target.pad(dim_v) // threads
-    kept = extra.columns * (tile_n // COLUMN_THREADS) + extra.gathers * scores
+    blocks = extra.blocks if target.has("score_blocks") else 0
+    kept = extra.columns * (tile_n // COLUMN_THREADS) + (extra.gathers - blocks) * scores + blocks * scores // 2
     if target.has("async_mma"):
         if extra.mask_loads > 1:
             kept += extra.mask_loads * (tile_n // COLUMN_THREADS)
-        if extra.gathers and extra.mask_columns:
+        if extra.gathers > blocks and extra.mask_columns:
             kept += extra.mask_columns * (tile_n // COLUMN_THREADS) + 3 * ORDER_REGISTERS
         elif extra.mask_loads and not extra.mask_columns:
             kept += 3 * ORDER_REGISTERS  # the mask reads a number for each element
@@ -74,6 +75,11 @@ def shared_memory(target: Target, dim_qk: int, dim_v: int, dtype: str, tile_m: i
     """Bytes of shared memory: Q (or the output tile in its place) and the stages of K and V."""
     qk, v = target.pad(dim_qk), target.pad(dim_v)
     return bytes_of(dtype) * (tile_m * max(qk, v) + stages * tile_n * (qk + v))
+
+
+def block_memory(target: Target, extra: ElementCost, tile_m: int, tile_n: int) -> int:
+    """Bytes of shared memory for one stage of the blocks of biases."""
+    return extra.block_bytes * tile_m * tile_n if target.has("score_blocks") else 0
 
 
 def hints(attention: Attention, target: Target) -> TargetHint:

@@ -10,7 +10,7 @@ HOPPER = Target(
     capabilities=frozenset(
         {
             "cp_async", "tma", "tma_store", "mbarrier", "roles", "async_mma", "mma_shared_operands", "set_registers",
-            "named_barriers",
+            "named_barriers", "score_blocks",
         }
     ),
     mma=Mma(m=64, warps=4, n_step=8, n_max=256, k=16),

@@ -5,7 +5,7 @@ Passes ask `target.has("async_mma")` and read limits; they never ask which chip 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 WARP_THREADS = 32
 
@@ -19,6 +19,7 @@ CAPABILITIES: dict[str, str] = {
     "mma_shared_operands": "the second operand of a product is read from shared memory by the product itself",
     "set_registers": "a warp group can give registers back and take more",
     "named_barriers": "barriers among some of a block's threads",
+    "score_blocks": "a tile of a bias with a number for every pair is copied like a tile of keys, and read as scores lie in registers",
     "tensor_memory": "accumulators may lie in a memory of the tensor cores",
     "packed_arithmetic": "one instruction adds or multiplies two float32 numbers",
 }
@@ -164,6 +165,10 @@ class Target:
         if capability not in CAPABILITIES:
             raise KeyError(f"unknown capability {capability!r}")
         return capability in self.capabilities
+
+    def without(self, capability: str) -> Target:
+        """The same target, not using `capability`."""
+        return replace(self, capabilities=self.capabilities - {capability})
 
     def pad(self, dim: int) -> int:
         """`dim` rounded up to what is stored in shared memory and multiplied."""

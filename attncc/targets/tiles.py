@@ -6,7 +6,7 @@ from attncc.diagnostics import AttnError, Diagnostic
 from attncc.ir.attention import Attention
 from attncc.ir.expr import TRUE
 from attncc.targets.cost import element_cost
-from attncc.targets.fit import Tiles, fits, hints, shared_memory, splits
+from attncc.targets.fit import Tiles, block_memory, fits, hints, shared_memory, splits
 from attncc.targets.model import resident_blocks, tile_cycles
 from attncc.targets.target import WARP_THREADS, Target
 
@@ -120,7 +120,8 @@ def _stages(a: Attention, target: Target, tile_m: int, tile_n: int) -> int:
     hint = hints(a, target).stages
     wanted = hint or target.stages
     for stages in range(wanted, 0, -1):
-        if shared_memory(target, a.dim_qk, a.dim_v, a.dtype, tile_m, tile_n, stages) <= target.shared_limit:
+        used = shared_memory(target, a.dim_qk, a.dim_v, a.dtype, tile_m, tile_n, stages)
+        if used + block_memory(target, element_cost(a), tile_m, tile_n) <= target.shared_limit:
             return stages
         if hint:
             return 0

@@ -13,6 +13,7 @@ import dataclasses
 from attncc.formats import bytes_of
 from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import operations, remark, shared_bytes
+from attncc.ir.tile import BLOCK
 from attncc.targets import Target
 from attncc.targets.fit import hints, shared_memory
 
@@ -20,21 +21,26 @@ from attncc.targets.fit import hints, shared_memory
 def pipeline_stages(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     """`schedule` with stages added to the channels that are filled in loops, all alike."""
     wanted = hints(schedule.attention, target).stages or target.stages
-    rings = looped_channels(schedule)
+    looped = looped_channels(schedule)
+    blocks = frozenset(name for name in looped if name.startswith(BLOCK))
     best = schedule
-    for stages in range(2, wanted + 1):
-        deeper = with_stages(schedule, rings, stages)
-        if max(shared_bytes(deeper, bytes_of), _with_output(schedule, target, stages)) > target.shared_limit:
-            break
-        best = deeper
-    stages = max((best.channel(name).stages for name in rings), default=1)
-    return remark(best, "pipeline_stages", f"{stages} stage(s) of {', '.join(sorted(rings))}")
+    for rings in (looped - blocks, blocks):  # keys and values first: their copies take longer than a bias's
+        for stages in range(2, wanted + 1 if rings else 2):
+            deeper = with_stages(best, rings, stages)
+            if max(shared_bytes(deeper, bytes_of), _with_output(deeper, target)) > target.shared_limit:
+                break
+            best = deeper
+    counts = sorted({best.channel(name).stages for name in looped}, reverse=True)
+    texts = (f"{n} stage(s) of {', '.join(sorted(c for c in looped if best.channel(c).stages == n))}" for n in counts)
+    return remark(best, "pipeline_stages", "; ".join(texts) or "no loop copies")
 
 
-def _with_output(schedule: l3.Schedule, target: Target, stages: int) -> int:
+def _with_output(schedule: l3.Schedule, target: Target) -> int:
     """Bytes of shared memory once the output tile, which a later pass stages, has taken Q's place."""
     a = schedule.attention
-    return shared_memory(target, a.dim_qk, a.dim_v, a.dtype, schedule.tile_m, schedule.tile_n, stages)
+    stages = max((c.stages for c in schedule.channels if not c.name.startswith(BLOCK)), default=1)
+    blocks = sum(b.rows * b.cols * b.stages * bytes_of(b.dtype) for b in schedule.buffers if b.name.startswith(BLOCK))
+    return blocks + shared_memory(target, a.dim_qk, a.dim_v, a.dtype, schedule.tile_m, schedule.tile_n, stages)
 
 
 def looped_channels(schedule: l3.Schedule) -> frozenset[str]:
