@@ -287,7 +287,7 @@ class Flattener:
     def view_place(self, op):
         """What a role sets up for a query tile: where the tensors of its channels lie, and its own rows."""
         used = channels_of(self.current)
-        channels = tuple(c for c in self.channels.values() if c.name in used and c.tensor)
+        channels = tuple(c for c in self.channels.values() if c.name in used and c.tensor and not c.is_block)
         return f"place_{role_macro(self.schedule, self.current)}", {"channels": channels, "first_warp": self.current.first_warp}
 
     def view_for(self, op):

@@ -98,6 +98,11 @@ class ChannelView:
         return self.name if self.is_block else self.tensor
 
     @property
+    def view(self) -> str:
+        """The device function that sees the argument with the rows and columns of a tile in front."""
+        return "by_block" if self.is_block else "by_head"
+
+    @property
     def limit(self) -> str:
         """The name of the number of rows that exist."""
         return "seq_q" if self.tensor == "q" else "seq_kv"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from attncc.runtime import cache, known, load, torch_op
 from attncc.runtime.build import Built, build, options
 from attncc.runtime.call import Caller
 from attncc.runtime.check import names as check_names
-from attncc.runtime.launch import Launcher, Work, cpu_launcher, gpu_launcher, work_of
+from attncc.runtime.launch import Blocks, Launcher, Work, blocks_of, cpu_launcher, gpu_launcher, work_of
 from attncc.targets import TARGETS, Target, get_target, target_for_arch
 
 if TYPE_CHECKING:
@@ -28,12 +29,17 @@ if TYPE_CHECKING:
     from attncc.stages import Stages
 
 
+BLOCKS = "score_blocks"
+"""The capability that asks for biases laid out in a certain way; calls with others get a kernel that does not use it."""
+
+
 @dataclass(frozen=True)
 class Ready:
     """All that launching a kernel takes, once it has been compiled."""
 
     entry: cache.Entry
     work: Work | None
+    blocks: Blocks = ()
 
 
 class Kernel:
@@ -59,8 +65,8 @@ class Kernel:
         self.register = torch_op.registrar(self)
         self._lower = lower
         self._lock = threading.RLock()
-        self._stages: dict[str, Stages] = {}
-        self._built: dict[tuple[str, str], Built] = {}
+        self._stages: dict[tuple, Stages] = {}
+        self._built: dict[tuple, Built] = {}
         self._launchers: dict[str, Launcher] = {}
 
     @cached_property
@@ -97,10 +103,11 @@ class Kernel:
     def stages(self, target: str | Target | None = None) -> Stages:
         """Every level of this attention for `target` (default: this kernel's, the GPU's, or the best one there is)."""
         chosen = self._target(target)
+        key = chosen.name, chosen.capabilities
         with self._lock:
-            if chosen.name not in self._stages:
-                self._stages[chosen.name] = self._lower(self.attention, chosen)
-            return self._stages[chosen.name]
+            if key not in self._stages:
+                self._stages[key] = self._lower(self.attention, chosen)
+            return self._stages[key]
 
     @property
     def source(self) -> str:
@@ -139,7 +146,7 @@ class Kernel:
         chosen = self._target(target)
         chip = chip or chosen.archs[0]
         with self._lock:
-            key = (chosen.name, chip)
+            key = (chosen.name, chosen.capabilities, chip)
             if key not in self._built:
                 stages = self.stages(chosen)
                 self._built[key] = build(stages.source, stages.attention, chip)
@@ -175,15 +182,18 @@ class Kernel:
 
     def _compiled(self, target: Target, chip: str) -> Launcher:
         """What runs on `chip`: as an earlier process left it, or compiled now and left to later ones."""
-        record = known.name("ready", self.identity, target.name, options(chip)) if self.identity else None
+        with_blocks = target.has(BLOCKS)
+        record = known.name("ready", self.identity, target.name, with_blocks, options(chip)) if self.identity else None
         ready = known.fetch(record)
         function = cache.load_entry(ready.entry) if ready else None
         if function is None:
             built = self.build(target, chip)
-            function, ready = built.function, Ready(built.entry, work_of(self.stages(target).schedule, built.arguments))
+            work = work_of(self.stages(target).schedule, built.arguments)
+            function, ready = built.function, Ready(built.entry, work, blocks_of(built.arguments))
             if built.entry is not None:
                 known.keep(record, ready)
-        return gpu_launcher(function, self.attention, ready.work)
+        other = functools.cache(lambda: self._compiled(target.without(BLOCKS), chip))
+        return gpu_launcher(function, self.attention, ready.work, ready.blocks, other)
 
     def _choose(self, device: torch.device, arch: str) -> tuple[Target, str]:
         """The target and chip for a GPU; E331 when the wanted target does not run there."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attncc.formats import bytes_of
 from attncc.ir.attention import Attention
 from attncc.runtime.check import Sizes
 from attncc.runtime.storage import CUTE_DTYPES
@@ -29,9 +30,63 @@ class Launcher:
     checks: bool = False
 
 
-def gpu_launcher(function: Callable, attention: Attention, work: Work | None) -> Launcher:
-    """Launches a compiled function."""
-    return Launcher(_as_stored(function, attention), work.spaces if work else lambda sizes: [], checks=True)
+def gpu_launcher(
+    function: Callable, attention: Attention, work: Work | None, blocks: Blocks = (), other: Callable[[], Launcher] | None = None
+) -> Launcher:
+    """Launches a compiled function. `other` makes the launcher for calls whose `blocks` are not laid out as their copies need."""
+    launch = _as_stored(function, attention)
+    if blocks:
+        launch = _where_copied(launch, blocks, 5 + len(attention.tensors) + len(attention.scalars), other)
+    return Launcher(launch, work.spaces if work else lambda sizes: [], checks=True)
+
+
+Blocks = Sequence[tuple[int, int]]
+"""Arguments of a launch that are copied block by block: (position, elements in 16 bytes)."""
+
+
+def blocks_of(arguments: Sequence[tuple]) -> Blocks:
+    """The blocks among the arguments that a generated file lists."""
+    found = ((i, entry) for i, entry in enumerate(arguments) if entry[1] == "block")
+    return tuple((i, 16 // bytes_of(entry[2])) for i, entry in found)
+
+
+def _where_copied(function: Callable, blocks: Blocks, count: int, other: Callable[[], Launcher]) -> Callable:
+    """`function` for calls whose blocks can be copied, the launch of `other()` for the rest. The first `count` arguments are not work
+    space, which the two need of different sizes."""
+
+    def launch(*arguments):
+        views = {i: block_view(arguments[i], step) for i, step in blocks}
+        if all(x is not None for x in views.values()):
+            return function(*(views.get(i, x) for i, x in enumerate(arguments)))
+        launcher, (q, k) = other(), arguments[:2]
+        sizes = Sizes(q.shape[0], q.shape[1], k.shape[1])
+        work = (torch.empty(shape, dtype=dtype, device=q.device) for shape, dtype in launcher.workspaces(sizes))
+        return launcher.launch(*arguments[:count], *work)
+
+    return launch
+
+
+def block_view(x: torch.Tensor, step: int) -> torch.Tensor | None:
+    """`x` as copies of whole blocks read it; None where they cannot, because keys are not contiguous, or a row or the tensor does not
+    begin at a multiple of 16 bytes (`step` elements).
+
+    A dimension before the last two that is spread from one element (torch's `expand`) becomes one of that element alone: the
+    kernel takes the last element for an index past the end.
+    """
+    shape, strides = list(x.shape), list(x.stride())
+    if x.data_ptr() % 16 or (strides[-1] != 1 and shape[-1] > 1):
+        return None
+    if all(s > 0 and s % step == 0 for s in strides[:-1]) and strides[-1] == 1:
+        return x
+    strides[-1] = 1
+    for axis in range(x.dim() - 1):
+        if axis < x.dim() - 2 and strides[axis] == 0:
+            shape[axis] = 1
+        if shape[axis] == 1:
+            strides[axis] = step
+    if any(s <= 0 or s % step for s in strides[:-1]):
+        return None
+    return x.as_strided(shape, strides)
 
 
 def _as_stored(function, attention: Attention) -> Callable:

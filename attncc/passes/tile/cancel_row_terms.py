@@ -7,7 +7,7 @@ from dataclasses import replace
 from attncc.ir.algebra import linear, to_expr
 from attncc.ir.dependence import CONSTANT, HEAD, ROW, dependence
 from attncc.ir.expr import Expr, add, apply, const, mul, select, sub, substitute, tensors, var, variables
-from attncc.ir.tile import ELEMENT, Finalize, Let, Mask, Score, TileProgram
+from attncc.ir.tile import ELEMENT, Finalize, Mask, Score, TileProgram
 from attncc.passes.tile.segments import Names
 
 _ZERO = const(0.0)

@@ -36,8 +36,10 @@ PASSES = [(t, p) for t in ("hopper", "ampere") for p in pipeline.SCHEDULE_PASSES
 PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, share_exponentials)]
 NEEDED = {"place_copy_waits", "use_tensor_memory"}
 """Passes without which a schedule is not finished."""
-SUBJECTS = {"ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}}
-"""What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key."""
+SUBJECTS = {
+    "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "copy_biases": {"name": "pairs"},
+}  # fmt: skip
+"""What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair."""
 
 
 @pytest.fixture(autouse=True, scope="module")
