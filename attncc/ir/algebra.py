@@ -304,7 +304,7 @@ class Algebra:
                 if k > 0 and j == -k and x.args[1] is y.args[1]:
                     rest = form.without(x).without(y)
                     gap = linear(x.args[0]).plus(linear(y.args[0]), -1)
-                    whole = -(-rest.constant // k) if not rest.terms else 0
+                    whole = rest.constant // k if not rest.terms else 0  # k * (a - b) >= -rest needs a - b >= ceil(-rest / k)
                     if not rest.terms and self._nonnegative(gap.plus(number(whole * x.args[1].value)), depth):
                         return True
                     if self._nonnegative(rest, depth) and self._nonnegative(gap, depth):
@@ -383,6 +383,12 @@ class Algebra:
         )
         probe = Algebra(typical)
         return all(probe._fits(node) for node in walk(expr) if node.type == INT)
+
+    def fits(self, expr: Expr) -> bool:
+        """As `trusted`, and the range of `expr` is known: it reads nothing that may hold any number."""
+        typical = Facts({n: (0, TYPICAL_LENGTH) for n in _LENGTHS} | {"off": (-TYPICAL_LENGTH, TYPICAL_LENGTH)}, {}, {})
+        low, high = Algebra(typical).range(expr)
+        return low is not None and high is not None and low >= INT_LOW and high <= INT_HIGH and self.trusted(expr)
 
     def _finite(self) -> dict[str, tuple[int | None, int | None]]:
         return {n: r for n, r in self.facts.ranges.items() if None not in r}

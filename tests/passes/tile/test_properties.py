@@ -17,6 +17,7 @@ from attncc.ir.check_tile import check_tile
 from attncc.ir.expr import const
 from attncc.ir.intervals import Intervals
 from attncc.ir.text import format_program, parse_program
+from attncc.ir.text import parse_expr
 from attncc.lower.attention_to_tile import lower_attention_to_tile
 from attncc.passes.attention.simplify import simplify
 from attncc.passes.tile.list_tiles import with_table
@@ -104,3 +105,12 @@ def test_every_pass_keeps_the_numbers(mask, score, size):
         torch.testing.assert_close(mine, out, atol=1e-9, rtol=1e-9)
         torch.testing.assert_close(mine_lse, lse, atol=1e-9, rtol=1e-9)
     assert parse_program(format_program(p)) == p
+
+
+def test_a_multiple_of_a_quotient_needs_a_whole_step():
+    """777 * (x // 777) - 777 * (y // 777) >= 650 does not follow from x >= y: it takes another 777."""
+    algebra = Algebra(Facts({"q_idx": (0, None)}, {}, {}))
+    below = parse_expr("(q_idx // 777 * 777 + 9) // 128 + 6")
+    for shift, holds in ((127, False), (776, False), (777, True)):
+        above = parse_expr(f"((q_idx + {shift}) // 777 * 777 + 127) // 128")
+        assert algebra.proves_le(below, above) == holds

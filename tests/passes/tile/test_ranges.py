@@ -30,6 +30,7 @@ EXACT = {
     "sink and window": "kv_idx <= q_idx and (kv_idx < 4 or kv_idx > q_idx - 50)",
     "global tokens": "q_idx < 5 or kv_idx < 5 or abs(q_idx - kv_idx) <= 30",
     "chunks": "kv_idx // 48 == q_idx // 48 and kv_idx <= q_idx",
+    "documents": "kv_idx // 200 == q_idx // 200 and kv_idx <= q_idx",
     "dilated": "(q_idx - kv_idx) % 4 == 0 and q_idx - kv_idx < 150 and kv_idx <= q_idx",
     "by head": "kv_idx <= q_idx if h < 2 else abs(q_idx - kv_idx) < 20",
     "window by head": "q_idx - kv_idx < (30 if h < 2 else 100) and kv_idx <= q_idx",

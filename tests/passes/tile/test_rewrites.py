@@ -58,6 +58,12 @@ def test_folding_keeps_the_numbers(body):
             "abs(q_idx - kv_idx) <= 9 or kv_idx % 7 == 0",
             "kv_idx <= seq_kv - 1 and (kv_idx >= q_idx - 9 and kv_idx <= q_idx + 9 or kv_idx % 7 == 0)",
         ),
+        (
+            "q_idx // 7 == kv_idx // 7",
+            "kv_idx <= min(seq_kv - 1, q_idx // 7 * 7 + 6) and kv_idx >= q_idx // 7 * 7",
+        ),
+        ("kv_idx // 4 <= (q_idx + off) // 4", "kv_idx <= min(seq_kv - 1, (q_idx + off) // 4 * 4 + 3)"),
+        ("(kv_idx - 5) // 8 > q_idx // 9", "kv_idx <= seq_kv - 1 and kv_idx >= q_idx // 9 * 8 + 13"),
         ("2 * kv_idx <= q_idx", "kv_idx <= seq_kv - 1 and kv_idx * 2 <= q_idx"),
     ],
 )
