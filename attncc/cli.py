@@ -24,6 +24,7 @@ COMMANDS = {
     "draw": "draw mask, tile classes and the schedule as SVG",
     "fuzz": "compare interpreters and reference on generated specs",
     "bench": "time a spec beside the installed peers that can express it",
+    "tune": "time several kernels of a spec on this machine's GPU and remember the fastest",
     "verify": "compare kernels with the float64 reference on this machine's GPU",
 }
 

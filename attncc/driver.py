@@ -16,12 +16,16 @@ from attncc.lower.attention_to_tile import lower_attention_to_tile
 from attncc.lower.tile_to_schedule import lower_tile_to_schedule
 from attncc.stages import PassStep, Stages
 from attncc.targets import Target
+from attncc.targets.choice import Choice
 from attncc.targets.refuse import refuse
 from attncc.targets.tiles import choose_tiles
 
 
-def lower(attention: Attention, target: Target) -> Stages:
-    """Every level for one target: all that is decided before device code is compiled. Raises AttnError when the target cannot."""
+def lower(attention: Attention, target: Target, choice: Choice | None = None) -> Stages:
+    """Every level for one target: all that is decided before device code is compiled. `choice` is what tuning found, None for what the
+    resource model says. Raises AttnError when the target cannot."""
+    if choice is not None:
+        attention, target = choice.applied(attention, target)
     steps: list[PassStep] = []
     attention = _level("L1", attention, pipeline.ATTENTION_PASSES, target, steps)
     tile = _level("L2", naive_program(attention, target), pipeline.TILE_PASSES, target, steps)

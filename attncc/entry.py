@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from attncc.ir.attention import Attention
 from attncc.lower import load_text, read
 from attncc.runtime import known
 from attncc.runtime.kernel import Kernel
 from attncc.targets import Target, get_target
+
+if TYPE_CHECKING:
+    from attncc.stages import Stages
+    from attncc.targets.choice import Choice
 
 
 def compile(spec, *, target: str | None = None, attention: str | None = None, **parameters) -> Kernel:
@@ -25,18 +31,17 @@ def compile(spec, *, target: str | None = None, attention: str | None = None, **
     asked = (text, name, attention, tuple(sorted(parameters.items())), target)
     identity = known.name("attention", *asked)
     found = known.fetch(identity)
-    if found is None:
-        found = load_text(text, name, attention, parameters)
-        kernel = Kernel(found, chosen, lower, identity)
-        if chosen:
-            kernel.stages()
-        known.keep(identity, found)
-        return kernel
-    return Kernel(found, chosen, lower, identity)
+    if found is not None:
+        return Kernel(found[0], chosen, lower, identity, digest=found[1])
+    kernel = Kernel(load_text(text, name, attention, parameters), chosen, lower, identity)
+    if chosen:
+        kernel.stages()
+    known.keep(identity, (kernel.attention, kernel.digest))
+    return kernel
 
 
-def lower(attention: Attention, target: Target):
+def lower(attention: Attention, target: Target, choice: Choice | None = None) -> Stages:
     """attncc.driver.lower, imported when something has to be lowered."""
     from attncc import driver
 
-    return driver.lower(attention, target)
+    return driver.lower(attention, target, choice)

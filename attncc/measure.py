@@ -71,9 +71,9 @@ def compare(kernel: Kernel, q, k, v, inputs: dict) -> CheckResult:
     """One call whose output memory is full of NaN beforehand, against the reference."""
     a = kernel.attention
     has_lse = kernel.has_lse
-    buffer = torch.full((q.shape[0] + 2, *q.shape[1:3], a.dim_v), POISON, dtype=q.dtype, device=q.device)
+    buffer = torch.full((q.shape[0] + 2, *q.shape[1:-1], a.dim_v), POISON, dtype=q.dtype, device=q.device)
     out = buffer[1:-1]
-    poison = torch.full((q.shape[0], q.shape[2], q.shape[1]), POISON, device=q.device)
+    poison = torch.full(q.shape[:-1], POISON, device=q.device)
     del poison  # so that the memory the log-sum-exp gets holds NaN
     start = time.perf_counter()
     found = kernel(q, k, v, return_lse=has_lse, out=out, **inputs)

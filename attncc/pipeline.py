@@ -24,6 +24,7 @@ from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.prefetch_copies import prefetch_copies
 from attncc.passes.schedule.share_columns import share_columns
 from attncc.passes.schedule.share_exponentials import share_exponentials
+from attncc.passes.schedule.skip_missing_tiles import skip_missing_tiles
 from attncc.passes.schedule.skip_rescaling import skip_rescaling
 from attncc.passes.schedule.stage_output import stage_output
 from attncc.passes.schedule.tile_order import tile_order
@@ -69,6 +70,7 @@ MMA_SYNC_PASSES: tuple[Callable, ...] = (
     tile_order,
     stage_output,
     place_copy_waits,
+    skip_missing_tiles,
 )
 SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
     "blackwell": (
@@ -81,6 +83,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         share_columns,
         share_exponentials,
         budget_registers,
+        skip_missing_tiles,
     ),
     "hopper": (
         copy_biases,
@@ -96,6 +99,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         stage_output,
         persistent_blocks,
         budget_registers,
+        skip_missing_tiles,
     ),
     "ampere": MMA_SYNC_PASSES,
     "ada": MMA_SYNC_PASSES,

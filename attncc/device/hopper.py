@@ -67,8 +67,34 @@ def by_block(tensor):
     return cute.make_tensor(tensor.iterator, cute.select(tensor.layout, mode=[rank - 2, rank - 1, *range(rank - 2)]))
 
 
+LONGEST = 1 << 30
+"""Rows of a packed sequence are fewer than this."""
+
+
+def by_sequence(tensor):
+    """Packed rows (total, heads, dim) seen as (row, dim, heads, end, turn), of which `sequence` takes one sequence.
+
+    A TMA box is cut off where a dimension ends, and sequences end anywhere. So rows are counted backwards from the end of a
+    dimension of LONGEST rows: row i of a sequence of n rows stands at LONGEST - n + i, and whatever is past its last row is past
+    the dimension's end, where loads give zeros and stores do nothing. The address is right because it is one modulo 2**64 (as in
+    Triton's ragged descriptors, tools/ragged_tma.py): with s bytes from row to row, `end` = first + n counts s bytes, and `turn`
+    = LONGEST counts 2**34 - s, which makes 2**64 - LONGEST * s. So (LONGEST - n + i) * s + (first + n) * s - LONGEST * s = (first + i) * s.
+    """
+    total, heads, dim = tensor.shape
+    row = Int64(tensor.stride[0])
+    turn = Int64((1 << 34) * 8 // tensor.element_type.width) - row
+    shape = (LONGEST, dim, heads, total + 1, LONGEST + 1)
+    return cute.make_tensor(tensor.iterator, cute.make_layout(shape, stride=(row, 1, tensor.stride[1], row, turn)))
+
+
+def sequence(coordinates, head, first, length):
+    """The (row, dim) coordinates of `length` rows from `first` on, in the coordinate tensor of a `by_sequence` tensor."""
+    rows = coordinates[None, None, head, first + length, LONGEST]
+    return cute.domain_offset((LONGEST - length, 0), rows)
+
+
 def load_atom(tensor, rows: int, cols: int):
-    """The TMA descriptor that loads rows x cols boxes of `tensor` (rows, cols, ...), and its coordinate tensor."""
+    """The TMA descriptor that loads rows x cols boxes of `tensor`, whose first two dimensions they are, and its coordinate tensor."""
     op = cpasync.CopyBulkTensorTileG2SOp()
     layout = cute.slice_(tile_layout(tensor.element_type, rows, cols), (None, None, 0))
     return cpasync.make_tiled_tma_atom(op, tensor, layout, (rows, cols))
@@ -78,13 +104,13 @@ def store_atom(tensor, rows: int, cols: int):
     """As `load_atom`, for stores. Rows and columns past the tensor's end are not written."""
     op = cpasync.CopyBulkTensorTileS2GOp()
     layout = cute.slice_(tile_layout(tensor.element_type, rows, cols), (None, None, 0))
-    return cpasync.make_tiled_tma_atom(op, by_head(tensor), layout, (rows, cols))
+    return cpasync.make_tiled_tma_atom(op, tensor, layout, (rows, cols))
 
 
-def boxes(atom, tile, coordinates, head, batch):
-    """(shared copies, boxes of the tensor's (head, batch)) as the two sides of a TMA copy."""
+def boxes(atom, tile, coordinates):
+    """(shared copies, boxes of a matrix's coordinates) as the two sides of a TMA copy."""
     rows, cols = cute.size(tile, mode=[0]), cute.size(tile, mode=[1])
-    source = cute.local_tile(coordinates[None, None, head, batch], (rows, cols), (None, 0))
+    source = cute.local_tile(coordinates, (rows, cols), (None, 0))
     sides = cute.group_modes(tile, 0, 2), cute.group_modes(source, 0, 2)
     return cpasync.tma_partition(atom, 0, cute.make_layout(1), *sides)
 

@@ -8,7 +8,7 @@ in pairs (FFMA2, FADD2).
 from cutlass import Float32, cute, range_constexpr
 
 from attncc.device import arith, softmax
-from attncc.device.softmax import no_lse, values, weigh  # noqa: F401
+from attncc.device.softmax import no_lse, sequence, values, weigh  # noqa: F401
 
 LN_2 = softmax.LN_2
 ROWS = 128

@@ -69,6 +69,12 @@ def own_columns(numbers, first: int, kind, columns: int, thread):
     return cute.make_tensor(cute.recast_ptr(place, dtype=kind), layout)
 
 
+def sequence(rows, first):
+    """The rows (a vector, or a matrix of rows) from `first` on."""
+    offset = (first,) if cute.rank(rows) == 1 else (first, 0)
+    return cute.domain_offset(offset, rows)
+
+
 def cells(accumulator):
     """An MMA accumulator ((2, 2, ...), blocks of rows, blocks of columns) as (rows, columns)."""
     layout = accumulator.layout

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 
 from attncc.ir.attention import INDEX_VARIABLES, RAW_SCORE, SIZE_VARIABLES, Attention
 from attncc.ir.expr import BOOL, FLOAT, INT, OPS, Expr, apply, const, transform, walk
+from attncc.ir.packing import FIRST_KV, FIRST_Q, GRID_TILES, fixed_extents
 from attncc.ir.schedule import BLOCK_VARIABLES
 from attncc.ir.tile import TILE_COUNT, TILE_LIST, TILE_VARIABLES, extent_name
 
@@ -94,8 +95,14 @@ class Names:
 
 def names_of(attention: Attention) -> Names:
     """The names of a kernel for `attention`; fp16 gets the precise functions."""
-    open_extents = [(t.name, axis) for t in attention.tensors for axis, extent in enumerate(t.shape) if extent is None]
+    open_extents = [
+        (t.name, axis)
+        for t in attention.tensors
+        for axis, extent in enumerate(fixed_extents(attention, t.name))
+        if extent is None
+    ]
     return Names(
+        variables={FIRST_Q: "first_q", FIRST_KV: "first_kv", GRID_TILES: "grid_tiles"},
         extents={extent_name(t, axis): f"Int32({tensor_name(t)}.shape[{axis}])" for t, axis in open_extents},
         scalars={s.name: s.type for s in attention.scalars},
         tensors=frozenset(t.name for t in attention.tensors) | {TILE_COUNT, TILE_LIST},

@@ -37,13 +37,16 @@ from attncc.emit.view import (
     digest_of,
     printable,
 )
+from attncc.ir import packing
 from attncc.ir import schedule as l3
 from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, substitute, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
 from attncc.ir.schedule_ops import STATISTICS, blocks_read, names_read, operations, parts
-from attncc.ir.tile import LSE, REGISTER, SHARED, ColLet, Mask, RowLet, Score, Store
+from attncc.ir.tile import LSE, REGISTER, SHARED, ColLet, Let, Mask, RowLet, Score, Store
 
 WARP = 32
+HEADS = {"q": "h", "o": "h", "k": "hkv", "v": "hkv"}
+"""The head that a tensor is indexed by."""
 STAGING_THREADS = 128
 """Threads of a group that stages the terms of the distance in shared memory."""
 FIRST_BARRIER = 1
@@ -71,6 +74,9 @@ def view_of(schedule: Schedule) -> View:
         channels=tuple(c for c in builder.channels.values() if c.tensor),
         barriers=tuple(builder.barriers.values()),
         prelude=builder.prelude(),
+        sizes=Step(f"sizes_{builder.layout}", {}),
+        lengths=builder.lengths(),
+        output=builder.place_of("o")["seen"],
         roles=roles,
         staged=builder.staged,
         staged_columns=builder.staged_columns,
@@ -89,7 +95,9 @@ class Flattener:
 
     def __init__(self, schedule: Schedule):
         self.schedule = schedule
-        self.base = dataclasses.replace(names_of(schedule.attention), variables={l3.GROUP_VARIABLE: "group"})
+        self.layout = "packed" if schedule.attention.packed else "padded"
+        names = names_of(schedule.attention)
+        self.base = dataclasses.replace(names, variables={**names.variables, l3.GROUP_VARIABLE: "group"})
         self.private = private_buffers(schedule)
         self.tiles = {b.name: self.tile(b) for b in schedule.buffers if b.space == "shared" and b.cols > 1}
         self.channels = {c.name: self.channel(c) for c in schedule.channels}
@@ -141,13 +149,31 @@ class Flattener:
             arrivals=channel.arrivals,
             bytes=channel.bytes,
             tensor=copy.tensor,
-            head="" if is_block else {"q": "h", "k": "hkv", "v": "hkv"}[copy.tensor],
+            head="" if is_block else HEADS[copy.tensor],
             argument=tensor_name(copy.tensor) if is_block else copy.tensor,
             is_block=is_block,
+            **(self.block_of(copy.tensor) if is_block else self.place_of(copy.tensor)),
             boxes=self.private.get(channel.buffer, 1),
             producer=channel.producer,
             consumer=channel.consumer,
         )
+
+    def place_of(self, tensor: str) -> dict[str, Step]:
+        """Where a tensor's rows of the block's sequence are, and the whole tensor, as the target sees them."""
+        side = "q" if tensor in ("q", "o") else "kv"
+        fields = {"tensor": tensor, "head": HEADS[tensor], "first": f"first_{side}", "length": f"seq_{side}"}
+        return {"rows": Step(f"rows_{self.layout}", fields), "seen": Step(f"tensor_{self.layout}", fields)}
+
+    def block_of(self, tensor: str) -> dict[str, Step]:
+        """A declared tensor, as the target sees it when blocks of it are copied."""
+        return {"seen": Step("tensor_block", {"tensor": tensor_name(tensor)})}
+
+    def lengths(self) -> tuple[Step, ...]:
+        """What the prelude makes of a sequence's lengths, for kernels that have none."""
+        if not self.schedule.attention.packed:
+            return ()
+        found = packing.lengths(self.schedule.tile_m, self.schedule.tile_n)
+        return tuple(self.step(Let(name, value)) for name, value in found)
 
     def number_barriers(self):
         number = FIRST_BARRIER
@@ -160,7 +186,7 @@ class Flattener:
         """The schedule's prelude, and `hkv` when neither it nor a role binds it."""
         ops = self.schedule.prelude
         if "hkv" not in {op.name for op in all_operations(self.schedule) if isinstance(op, l3.Let)}:
-            ops = (*ops, l3.Let("hkv", floordiv(var("h"), const(self.schedule.attention.group))))
+            ops = (*ops, Let("hkv", floordiv(var("h"), const(self.schedule.attention.group))))
         return tuple(self.step(op) for op in ops)
 
     def role(self, role: Role) -> RoleView:
@@ -440,7 +466,8 @@ class Flattener:
 
     def view_store(self, op):
         space = self.buffers[op.src].space
-        return f"store_{op.tensor}_{space}", {"tile": self.tiles.get(op.src)}
+        rows = Step(f"lse_rows_{self.layout}", {}) if op.tensor == "lse" else self.place_of(op.tensor)["rows"]
+        return f"store_{op.tensor}_{space}", {"tile": self.tiles.get(op.src), "rows": rows}
 
 
 def channels_of(role: Role) -> frozenset[str]:

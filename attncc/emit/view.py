@@ -86,6 +86,10 @@ class ChannelView:
     """The argument of `launch` that is copied."""
     is_block: bool = False
     """Whether a declared tensor's block for a tile of scores is copied, at indices of its own."""
+    rows: Step | None = None
+    """The rows of the block's sequence in the tensor, as the target sees them."""
+    seen: Step | None = None
+    """The whole tensor, as the target sees it."""
     parts: int = 1
     """Rings of a private channel, one for each part of the query tile: `parts` full barriers, then as many empty ones."""
     full_arrivals: int = 1
@@ -96,11 +100,6 @@ class ChannelView:
     def prefix(self) -> str:
         """What the names of the channel's descriptor and coordinates begin with."""
         return self.name if self.is_block else self.tensor
-
-    @property
-    def view(self) -> str:
-        """The device function that sees the argument with the rows and columns of a tile in front."""
-        return "by_block" if self.is_block else "by_head"
 
     @property
     def limit(self) -> str:
@@ -211,6 +210,12 @@ class View:
     channels: tuple[ChannelView, ...]
     barriers: tuple[BarrierView, ...]
     prelude: tuple[Step, ...]
+    sizes: Step
+    """Batch and lengths of a call."""
+    lengths: tuple[Step, ...]
+    """What a sequence's own lengths bind, where sequences are packed."""
+    output: Step
+    """The output tensor, as the target sees it."""
     roles: tuple[RoleView, ...]
     staged: int
     """The most terms of the distance that a score stages in shared memory at once."""
@@ -273,7 +278,8 @@ def printable(text: str) -> str:
 def arguments_of(schedule: Schedule) -> tuple[Argument, ...]:
     """The arguments of `launch`, in order, without the stream."""
     a = schedule.attention
-    operands = [Argument(n, "operand", a.dtype, 4, n) for n in ("q", "k", "v", "o")]
+    rank = 3 if a.packed else 4
+    operands = [Argument(n, "operand", a.dtype, rank, n) for n in ("q", "k", "v", "o")]
     copies = [op for role in schedule.roles for op in operations(role.body) if isinstance(op, Copy) and op.at is not None]
     blocks = {op.tensor for op in copies}
     kinds = {t.name: "block" if t.name in blocks else "tensor" for t in a.tensors}
@@ -287,4 +293,4 @@ def arguments_of(schedule: Schedule) -> tuple[Argument, ...]:
         ]
         for s in schedule.table.summaries:
             tables.append(Argument(f"summary_{local_name(s.name)}", "summary", DSL_TYPES[s.expr.type], 4, s.name))
-    return (*operands, Argument("lse", "lse", "f32", 3, "lse"), *tensors, *scalars, *tables)
+    return (*operands, Argument("lse", "lse", "f32", rank - 1, "lse"), *tensors, *scalars, *tables)

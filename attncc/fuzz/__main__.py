@@ -18,13 +18,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--shape", type=Shape.parse, default=Shape(2, 33, 47), help="batch x seq_q x seq_kv")
     parser.add_argument("--tiles", type=_tiles, default=(16, 16), help="tile_m x tile_n of the tile interpreter")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--packed", action="store_true", help="sequences of up to those lengths, packed one after another")
     options = parser.parse_args(arguments)
     try:
         text = read(options.file)[0]
     except AttnError as error:
         print(error, file=sys.stderr)
         return 1
-    report = examine(Case(text, options.shape, options.seed, options.tiles), emitted_targets())
+    report = examine(Case(text, options.shape, options.seed, options.tiles, packed=options.packed), emitted_targets())
     for target, message in report.refusals:
         print(f"{target} refuses it: {message}")
     print(report.finding or f"{report.compared} results agree")

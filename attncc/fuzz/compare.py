@@ -32,6 +32,7 @@ from attncc.interp.run_attention import run_attention
 from attncc.interp.run_schedule import run_schedule
 from attncc.interp.run_tile import run_tile
 from attncc.ir.attention import TargetHint
+from attncc.ir.packing import pack
 from attncc.ir.text import format_program, parse_program
 from attncc.lower import load
 from attncc.lower.attention_to_tile import lower_attention_to_tile
@@ -53,6 +54,7 @@ class Case:
     text, parameters   the spec and values of its compile-time parameters
     shape, seed        of the data; the seed also chooses interleavings
     tiles              (tile_m, tile_n) of the tile interpreter
+    packed             sequences of up to that length, packed one after another
     """
 
     text: str
@@ -60,6 +62,7 @@ class Case:
     seed: int = 0
     tiles: tuple[int, int] = (16, 16)
     parameters: tuple[tuple[str, object], ...] = ()
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Finding:
         c = self.case
         return (
             f"{self.stage}: {self.message}\n"
-            f"shape (batch x seq_q x seq_kv) {c.shape}, tiles {c.tiles[0]}x{c.tiles[1]}, seed {c.seed}\n{c.text}"
+            f"{'packed, ' if c.packed else ''}shape (batch x seq_q x seq_kv) {c.shape}, tiles {c.tiles[0]}x{c.tiles[1]}, seed {c.seed}\n{c.text}"
         )
 
 
@@ -145,7 +148,8 @@ class _Run:
 
     def front(self) -> None:
         """The text's L1, the data, and the reference's result."""
-        self.attention = load(self.case.text, **dict(self.case.parameters))
+        attention = load(self.case.text, **dict(self.case.parameters))
+        self.attention = pack(attention) if self.case.packed else attention
         self.round_trip(self.attention)
         self.stage = "data"
         s = self.case.shape

@@ -19,6 +19,7 @@ def examine_kernel(case: Case, target: str) -> Report:
     stage, s = f"{target}: compiling", case.shape
     try:
         kernel = compile(case.text, target=target, **dict(case.parameters))
+        kernel = kernel.packed if case.packed else kernel
         emulated = emulate_calls(kernel)
         stage = f"{target}: the kernel in the emulator"
         result = compare(kernel, *make_inputs(kernel.attention, s.batch, s.seq_q, s.seq_kv, case.seed))

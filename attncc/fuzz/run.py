@@ -200,6 +200,7 @@ def write(finding: Finding, directory: Path) -> Path:
     case = finding.case
     file = directory / f"fuzz_{case.seed}_{zlib.crc32(case.text.encode()):08x}.attn"
     command = f"python -m attncc.fuzz {file.name} --shape {case.shape} --tiles {case.tiles[0]}x{case.tiles[1]} --seed {case.seed}"
+    command += " --packed" if case.packed else ""
     said = "".join(f"# {line}\n" for line in (f"{finding.stage}: {finding.message}").splitlines())
     file.write_text(f"# run again with: {command}\n{said}{case.text}", encoding="utf-8")
     return file

@@ -8,6 +8,7 @@ from attncc.interp.evaluate import evaluate
 from attncc.interp.inputs import TORCH_TYPES
 from attncc.ir.attention import STORAGE_TYPES, Attention, ScalarDecl, TensorDecl
 from attncc.ir.expr import BOOL, FLOAT, INT, Expr, walk
+from attncc.ir.packing import CU_KV, CU_Q, MAX_KV, MAX_Q
 
 DEFAULT_INTS = 4
 """Integers without a declared range that index nothing are drawn from 0..4."""
@@ -20,24 +21,40 @@ def make_inputs(
 
     A tensor with a declared range is uniform in it, sorted along the last dimension where that is declared. An integer
     tensor without a range that is used as an index stays inside what it indexes. Other reals are standard normal, bools
-    are mostly true. Values differ from one batch entry to the next. The same seed gives the same values.
+    are mostly true. Values differ from one batch entry to the next. The same seed gives the same values. For packed
+    sequences there are `batch` of them of up to seq_q and seq_kv rows, some empty; q, k and v are (total, heads, dim).
     """
     generator = torch.Generator().manual_seed(seed)
     dtype = TORCH_TYPES[attention.dtype]
-
-    def normal(seq: int, heads: int, dim: int) -> torch.Tensor:
-        return torch.randn(batch, seq, heads, dim, generator=generator).to(dtype).to(device)
-
-    q = normal(seq_q, attention.heads_q, attention.dim_qk)
-    k = normal(seq_kv, attention.heads_kv, attention.dim_qk)
-    v = normal(seq_kv, attention.heads_kv, attention.dim_v)
     sizes = {"batch": batch, "seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q}
     inputs: dict = {}
+    rows_q, rows_kv = (batch, seq_q), (batch, seq_kv)
+    if attention.packed:
+        inputs |= {name: _starts(batch, longest, generator) for name, longest in ((CU_Q, seq_q), (CU_KV, seq_kv))}
+        inputs |= {MAX_Q: seq_q, MAX_KV: seq_kv}
+        rows_q, rows_kv = ((int(inputs[name][-1]),) for name in (CU_Q, CU_KV))
+
+    def normal(rows: tuple[int, ...], heads: int, dim: int) -> torch.Tensor:
+        return torch.randn(*rows, heads, dim, generator=generator).to(dtype).to(device)
+
+    q = normal(rows_q, attention.heads_q, attention.dim_qk)
+    k = normal(rows_kv, attention.heads_kv, attention.dim_qk)
+    v = normal(rows_kv, attention.heads_kv, attention.dim_v)
     for decl in attention.tensors:
-        inputs[decl.name] = _tensor(attention, decl, sizes, generator).to(device)
+        found = inputs[decl.name] if decl.name in inputs else _tensor(attention, decl, sizes, generator)
+        inputs[decl.name] = found.to(device)
     for decl in attention.scalars:
-        inputs[decl.name] = _scalar(decl, sizes, generator)
+        if decl.name not in inputs:
+            inputs[decl.name] = _scalar(decl, sizes, generator)
     return q, k, v, inputs
+
+
+def _starts(batch: int, longest: int, generator) -> torch.Tensor:
+    """cu_seqlens of `batch` lengths up to `longest`: the first is that long, every fourth is empty."""
+    lengths = torch.randint(0, longest + 1, (batch,), generator=generator)
+    lengths[2::4] = 0
+    lengths[:1] = longest
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
 
 
 def extents(attention: Attention, decl: TensorDecl, sizes: dict[str, int]) -> tuple[int, ...]:

@@ -10,12 +10,21 @@ from attncc.ir.expr import Expr
 
 
 def environment(
-    attention: Attention, batch: int, seq_q: int, seq_kv: int, inputs: dict, device="cpu"
+    attention: Attention,
+    batch: int,
+    seq_q: int,
+    seq_kv: int,
+    inputs: dict,
+    device="cpu",
+    entry: tuple[int, int] | None = None,
 ) -> dict[str, object]:
-    """Every variable of an expression: indices shaped to broadcast over (batch, heads, seq_q, seq_kv), sizes, scalars."""
+    """Every variable of an expression: indices shaped to broadcast over (batch, heads, seq_q, seq_kv), sizes, scalars. With `entry` =
+    (b, n) a batch of one stands for batch entry b of n."""
     heads = torch.arange(attention.heads_q, dtype=torch.int32, device=device)
+    first, batch = (entry[0], entry[1]) if entry else (0, batch)
+    last = first + 1 if entry else batch
     return {
-        "b": torch.arange(batch, dtype=torch.int32, device=device).view(-1, 1, 1, 1),
+        "b": torch.arange(first, last, dtype=torch.int32, device=device).view(-1, 1, 1, 1),
         "h": heads.view(1, -1, 1, 1),
         "hkv": (heads // attention.group).view(1, -1, 1, 1),
         "q_idx": torch.arange(seq_q, dtype=torch.int32, device=device).view(1, 1, -1, 1),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 
 from attncc.diagnostics import AttnError, Diagnostic, did_you_mean
 from attncc.interp.evaluate import evaluate
+from attncc.interp.packed import check_lengths
 from attncc.ir.attention import Attention, TensorDecl
 from attncc.ir.expr import BOOL, FLOAT, INT, Expr
+from attncc.ir.packing import ARGUMENTS, CU_KV, CU_Q, MAX_KV, MAX_Q
+from attncc.ir.tile import TILE_COUNT, TILE_LIST
 
 TORCH_TYPES: dict[str, torch.dtype] = {
     "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16,
@@ -18,10 +21,12 @@ TORCH_TYPES: dict[str, torch.dtype] = {
 """Storage formats of tensor arguments and of q, k, v."""
 
 
-def sizes(attention: Attention | None, q: torch.Tensor, k: torch.Tensor) -> dict[str, int]:
-    """The run-time sizes an expression may name."""
-    seq_q, seq_kv = q.shape[1], k.shape[1]
-    return {"batch": q.shape[0], "seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q}
+def sizes(attention: Attention, q: torch.Tensor, k: torch.Tensor, inputs: Mapping) -> dict[str, int]:
+    """The run-time sizes that the shape of an argument may name; of packed sequences the longest lengths."""
+    batch, seq_q, seq_kv = q.shape[0], q.shape[1], k.shape[1]
+    if attention.packed:
+        batch, seq_q, seq_kv = inputs[CU_Q].numel() - 1, inputs[MAX_Q], inputs[MAX_KV]
+    return {"batch": batch, "seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q}
 
 
 def check_inputs(attention: Attention, q, k, v, inputs: dict, *, any_float: bool = False, ranges: bool = True) -> None:
@@ -38,19 +43,38 @@ def check_inputs(attention: Attention, q, k, v, inputs: dict, *, any_float: bool
             problems.append(_problem("E302", f"`{attention.name}` has no argument `{name}`", name, hint))
     if problems:
         raise AttnError(*problems)
-    env = sizes(attention, q, k)
+    if attention.packed:
+        problems += _check_lengths(inputs)
+        if problems:
+            raise AttnError(*problems)
+    env = sizes(attention, q, k, inputs)
     for decl in attention.tensors:
         problems += _check_tensor(decl, inputs.get(decl.name), env, any_float, ranges)
     for decl in attention.scalars:
         problems += _check_scalar(decl, inputs.get(decl.name), env)
+    if attention.packed and not problems:
+        problems += check_lengths(q, k, inputs)
     if problems:
         raise AttnError(*problems)
 
 
-def check_promises(decls: Iterable[TensorDecl], inputs: Mapping[str, torch.Tensor], q, k) -> None:
-    """E320 for every tensor of the right type and shape that breaks its `in low..high` or `sorted`; a pass over the data."""
-    env = sizes(None, q, k)
-    problems = [p for d in decls for p in _check_promises(d, inputs[d.name], env)]
+def _check_lengths(inputs: dict):
+    """E301 and E303 for the arguments from which the sizes are taken."""
+    for name in ARGUMENTS:
+        if name not in inputs:
+            yield _problem("E301", f"the call lacks `{name}`", name)
+        elif name in (CU_Q, CU_KV) and not isinstance(inputs[name], torch.Tensor):
+            yield _problem("E303", f"`{name}` must be a torch tensor, found {type(inputs[name]).__name__}", name)
+
+
+def check_promises(attention: Attention, inputs: Mapping[str, torch.Tensor], q, k) -> None:
+    """E320 for every tensor of the right type and shape that breaks its `in low..high` or `sorted`; a pass over the data. E340 for lengths
+    of packed sequences that contradict each other."""
+    env = sizes(attention, q, k, inputs)
+    declared = [d for d in attention.tensors if d.name not in (TILE_COUNT, TILE_LIST)]
+    problems = [p for d in declared for p in _check_promises(d, inputs[d.name], env)]
+    if attention.packed:
+        problems += check_lengths(q, k, inputs)
     if problems:
         raise AttnError(*problems)
 
@@ -64,19 +88,22 @@ def _check_qkv(attention: Attention, q, k, v):
         if not isinstance(x, torch.Tensor):
             yield _problem("E303", f"`{name}` must be a torch tensor, found {type(x).__name__}", name)
             return
-        if x.dim() != 4:
-            yield _problem("E312", f"`{name}` must be (batch, seq, heads, dim), found the shape {tuple(x.shape)}", name)
+        if x.dim() != (3 if attention.packed else 4):
+            layout = "(total, heads, dim)" if attention.packed else "(batch, seq, heads, dim)"
+            yield _problem("E312", f"`{name}` must be {layout}, found the shape {tuple(x.shape)}", name)
             return
-    batch, seq_kv = q.shape[0], k.shape[1]
+    outer_q = q.shape[:-2]
+    outer_kv = k.shape[:1] if attention.packed else (q.shape[0], k.shape[1])
     wanted = {
-        "q": (q, (batch, q.shape[1], attention.heads_q, attention.dim_qk)),
-        "k": (k, (batch, seq_kv, attention.heads_kv, attention.dim_qk)),
-        "v": (v, (batch, seq_kv, attention.heads_kv, attention.dim_v)),
+        "q": (q, (*outer_q, attention.heads_q, attention.dim_qk)),
+        "k": (k, (*outer_kv, attention.heads_kv, attention.dim_qk)),
+        "v": (v, (*outer_kv, attention.heads_kv, attention.dim_v)),
     }
     for name, (x, shape) in wanted.items():
         if tuple(x.shape) != shape:
             message = f"`{name}` has the shape {tuple(x.shape)}; expected {shape}"
-            yield _problem("E313", message, name, "the layout is (batch, seq, heads, dim)")
+            layout = "(total, heads, dim)" if attention.packed else "(batch, seq, heads, dim)"
+            yield _problem("E313", message, name, f"the layout is {layout}")
         if not x.dtype.is_floating_point:
             yield _problem("E304", f"`{name}` has the type {_shown(x.dtype)}; expected a real type", name)
 

@@ -11,7 +11,9 @@ import torch
 
 from attncc.interp.dense import environment, mask_of, per_row, scores_of, tensors_of
 from attncc.interp.inputs import check_inputs
+from attncc.interp.packed import one_by_one
 from attncc.ir.attention import Attention
+from attncc.ir.packing import unpack
 
 
 def reference(attention: Attention, q, k, v, inputs: dict | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -19,12 +21,20 @@ def reference(attention: Attention, q, k, v, inputs: dict | None = None) -> tupl
 
     q (batch, seq_q, heads_q, dim_qk), k (batch, seq_kv, heads_kv, dim_qk), v (batch, seq_kv, heads_kv, dim_v) and the
     tensors in `inputs` may be of any real type. A row that keeps no key is zero, its lse -inf (log of the sink's weight
-    if there is a sink), its gradients zero. Differentiable in q, k, v and every real tensor. Raises AttnError.
+    if there is a sink), its gradients zero. Differentiable in q, k, v and every real tensor. Of packed sequences (total_q,
+    heads, dim) each is computed by itself; out (total_q, heads_q, dim_v), lse (heads_q, total_q). Raises AttnError.
     """
     inputs = inputs or {}
     check_inputs(attention, q, k, v, inputs, any_float=True)
+    if attention.packed:
+        one = unpack(attention)
+        return one_by_one(lambda *a: _dense(one, *a), q, k, v, inputs)
+    return _dense(attention, q, k, v, inputs)
+
+
+def _dense(attention: Attention, q, k, v, inputs: dict, entry: tuple[int, int] | None = None):
     dtype = torch.float64
-    env = environment(attention, q.shape[0], q.shape[1], k.shape[1], inputs, q.device)
+    env = environment(attention, q.shape[0], q.shape[1], k.shape[1], inputs, q.device, entry)
     tensors = tensors_of(attention, inputs)
     mask = mask_of(attention, env, tensors, dtype)
     scores = scores_of(attention, q, k, env, tensors, mask, dtype)

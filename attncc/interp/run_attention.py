@@ -10,8 +10,10 @@ import torch
 
 from attncc.interp.dense import environment, mask_of, per_row, scores_of, tensors_of
 from attncc.interp.inputs import TORCH_TYPES, check_inputs
+from attncc.interp.packed import one_by_one
 from attncc.interp.reference import activation, softmax
 from attncc.ir.attention import Attention
+from attncc.ir.packing import unpack
 
 
 def run_attention(
@@ -24,9 +26,16 @@ def run_attention(
     inputs = inputs or {}
     check_inputs(attention, q, k, v, inputs, any_float=True)
     dtype = dtype or TORCH_TYPES[attention.dtype]
+    if attention.packed:
+        one = unpack(attention)
+        return one_by_one(lambda *a: _eager(one, dtype, *a), q, k, v, inputs)
+    return _eager(attention, dtype, q, k, v, inputs)
+
+
+def _eager(attention: Attention, dtype: torch.dtype, q, k, v, inputs: dict, entry: tuple[int, int] | None = None):
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     q, k, v = (x.to(dtype) for x in (q, k, v))
-    env = environment(attention, q.shape[0], q.shape[1], k.shape[1], inputs, q.device)
+    env = environment(attention, q.shape[0], q.shape[1], k.shape[1], inputs, q.device, entry)
     tensors = tensors_of(attention, inputs)
     mask = mask_of(attention, env, tensors, compute)
     scores = scores_of(attention, q, k, env, tensors, mask, compute)

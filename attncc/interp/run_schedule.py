@@ -11,10 +11,12 @@ import random
 
 import torch
 
+from attncc.interp.packed import sequences, spread
 from attncc.interp.schedule_machine import Fault, Machine, Worker
 from attncc.interp.schedule_numbers import Numbers, padded
 from attncc.interp.schedule_trace import Call, Split, blocks_of, call_of, trace
 from attncc.ir import schedule as l3
+from attncc.ir.packing import MAX_KV, MAX_Q
 
 NAN = float("nan")
 MODES = ("random", "in_order")
@@ -35,7 +37,8 @@ def run_schedule(
     round_weights: bool = False,
     strict: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out, lse): out (batch, seq_q, heads_q, dim_v), lse (batch, heads_q, seq_q), both of `dtype`.
+    """(out, lse): out (batch, seq_q, heads_q, dim_v), lse (batch, heads_q, seq_q), both of `dtype`. Of packed sequences q, k, v and
+    out are (total, heads, dim), lse (heads, total).
 
     q, k, v        (batch, seq, heads, dim)
     inputs         tensor and scalar arguments by name
@@ -44,6 +47,11 @@ def run_schedule(
     strict         every tensor index must be in range at masked and padded positions too
     Raises Fault.
     """
+    rows = None
+    if schedule.attention.packed:
+        rows = sequences(inputs)
+        q = spread(q, [s.q for s in rows], inputs[MAX_Q])
+        k, v = (spread(x, [s.kv for s in rows], inputs[MAX_KV]) for x in (k, v))
     call = call_of(schedule, q.shape[0], q.shape[1], k.shape[1], inputs, dtype, strict)
     operands = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype)}
     outputs = {
@@ -59,10 +67,21 @@ def run_schedule(
             numbers = Numbers(machine, call, operands, outputs, round_weights)
             Interleaving(machine, numbers, steps, seed, mode).run()
             seed += 1
-    if bool((outputs["stores"] != 1).any()):
-        where = torch.nonzero(outputs["stores"] != 1)[0].tolist()
+    wanted = torch.ones_like(outputs["stores"])
+    for b, s in enumerate(rows or ()):
+        wanted[b, s.q.stop - s.q.start :] = 0
+    wrong = outputs["stores"] != wanted
+    if bool(wrong.any()):
+        where = torch.nonzero(wrong)[0].tolist()
         raise Fault("never read", f"output row (b, q_idx, h) = {where} is stored {int(outputs['stores'][tuple(where)])} times")
-    return outputs["o"], outputs["lse"]
+    return (outputs["o"], outputs["lse"]) if rows is None else _packed(outputs, rows)
+
+
+def _packed(outputs: dict[str, torch.Tensor], rows: list) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of all sequences one after another."""
+    parts = [(b, s.q.stop - s.q.start) for b, s in enumerate(rows)]
+    out = torch.cat([outputs["o"][b, :n] for b, n in parts])
+    return out, torch.cat([outputs["lse"][b, :, :n] for b, n in parts], dim=-1)
 
 
 def alike(schedule: l3.Schedule, call: Call, blocks: dict[str, torch.Tensor]):

@@ -13,6 +13,7 @@ import torch
 
 from attncc.interp.evaluate import UNUSED, evaluate
 from attncc.interp.guarded import evaluate_everywhere
+from attncc.interp.packed import one_by_one
 from attncc.interp.tile_classes import check_visits, table_tensors, tile_environment
 from attncc.ir import tile as ir
 from attncc.ir.expr import Expr
@@ -33,19 +34,27 @@ def run_tile(
     round_weights: bool = False,
     check: bool = True,
     strict: bool = False,
+    entry: tuple[int, int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, lse) of the program: out (batch, seq_q, heads_q, dim_v), lse (batch, heads_q, seq_q), both of `dtype`.
 
     q, k, v        (batch, seq, heads, dim)
-    inputs         the tensor and scalar arguments by name
+    inputs         the tensor and scalar arguments by name. With those of packed sequences q, k, v and out are (total, heads, dim)
     dtype          in which everything is computed; the numbers of q, k, v are taken as they are
     round_weights  round the weights to the attention's dtype before the second matmul, as the kernels do
     check          raise AssertionError if a key tile is visited twice, a skipped tile holds a kept cell, or a tile of a
                    full segment a masked one
     strict         every tensor index must be in range at every position, masked and padded ones too (after
                    guard_loads)
+    entry          (b, n): the batch of one is batch entry b of n
     """
-    machine = _Machine.make(program, q, k, v, inputs or {}, dtype, round_weights, strict)
+    if program.attention.packed and entry is None:
+
+        def one(q, k, v, inputs, entry):
+            return run_tile(program, q, k, v, inputs, dtype=dtype, round_weights=round_weights, check=check, strict=strict, entry=entry)
+
+        return one_by_one(one, q, k, v, inputs or {})
+    machine = _Machine.make(program, q, k, v, inputs or {}, dtype, round_weights, strict, entry)
     if check:
         check_visits(program, machine.env, machine.tensors)
     out = torch.zeros(*q.shape[:3], v.shape[-1], dtype=dtype)
@@ -76,9 +85,9 @@ class _Machine:
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, program, q, k, v, inputs, dtype, round_weights, strict) -> _Machine:
+    def make(cls, program, q, k, v, inputs, dtype, round_weights, strict, entry) -> _Machine:
         a = program.attention
-        env, tensors = tile_environment(program, q.shape[0], q.shape[1], k.shape[1], inputs)
+        env, tensors = tile_environment(program, q.shape[0], q.shape[1], k.shape[1], inputs, entry)
         if program.table is not None:
             tensors |= table_tensors(program, env, tensors)
         tiles = [_cut(x.to(dtype), size) for x, size in ((q, program.tile_m), (k, program.tile_n), (v, program.tile_n))]

@@ -263,7 +263,8 @@ def _store(n: Numbers, i: int, op: Store, env) -> None:
     """Rows below seq_q, columns below the head dim."""
     value = n.registers[i][op.src]
     rows = env["q_idx"].expand(value.shape[0], value.shape[1], 1)[..., 0].long()
-    inside = rows < env["seq_q"]
+    length = env["seq_q"]
+    inside = rows < (length[..., 0] if isinstance(length, torch.Tensor) else length)
     b = env["b"][..., 0].long().expand(rows.shape)[inside]
     h = env["h"][..., 0].long().expand(rows.shape)[inside]
     if op.tensor == "lse":

@@ -12,13 +12,14 @@ import torch
 
 from attncc.interp.evaluate import UNUSED, evaluate
 from attncc.interp.guarded import evaluate_everywhere
+from attncc.interp.packed import sequences
 from attncc.interp.schedule_machine import Worker
 from attncc.interp.tile_classes import table_tensors, tile_environment
 from attncc.ir import schedule as l3
 from attncc.ir.attention import Attention
 from attncc.ir.expr import Expr
 from attncc.ir.schedule_ops import parts
-from attncc.ir.tile import COLUMN_FIRST, COLUMN_STEP, ColLet, Let, RowLet
+from attncc.ir.tile import COLUMN_FIRST, COLUMN_STEP, TILE_COUNT, TILE_LIST, ColLet, Let, RowLet
 
 MOST_ITERATIONS = 1 << 16
 
@@ -61,11 +62,29 @@ class Step:
 def call_of(schedule: l3.Schedule, batch: int, seq_q: int, seq_kv: int, inputs, dtype, strict=False) -> Call:
     """The call of `schedule` on these lengths and arguments."""
     env, tensors = tile_environment(schedule, batch, seq_q, seq_kv, inputs or {})
-    if schedule.table is not None:
+    if schedule.table is not None and schedule.attention.packed:
+        tensors |= _tables_of_sequences(schedule, batch, env, inputs)
+    elif schedule.table is not None:
         tensors |= table_tensors(schedule, env, tensors)
     for name in ("b", "h", "hkv", "kv_tiles"):
         env.pop(name)
     return Call(schedule.attention, env, tensors, dtype, strict)
+
+
+def _tables_of_sequences(schedule: l3.Schedule, batch: int, whole: dict, inputs: dict) -> dict[str, torch.Tensor]:
+    """The lists of packed sequences, each made with its own lengths and laid out for the longest."""
+    q_tiles, kv_tiles = whole["q_tiles"], whole["kv_tiles"]
+    counts, lists = [], []
+    for s in sequences(inputs):
+        lengths = (s.q.stop - s.q.start, s.kv.stop - s.kv.start)
+        env, tensors = tile_environment(schedule, 1, *lengths, inputs, (s.number, batch))
+        found = table_tensors(schedule, env, tensors)
+        count, listed = found[TILE_COUNT][:1], found[TILE_LIST][:1]
+        missing = q_tiles - count.shape[2]
+        counts.append(torch.nn.functional.pad(count, (0, 0, 0, missing), value=-1))
+        more = (0, kv_tiles - listed.shape[-1], 0, 0, 0, missing)
+        lists.append(torch.nn.functional.pad(listed, more, value=-1))
+    return {TILE_COUNT: torch.cat(counts), TILE_LIST: torch.cat(lists)}
 
 
 def blocks_of(schedule: l3.Schedule, call: Call) -> dict[str, torch.Tensor]:

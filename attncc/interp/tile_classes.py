@@ -12,8 +12,11 @@ from attncc.ir.expr import Expr
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
 
-def tile_environment(program: ir.TileProgram, batch: int, seq_q: int, seq_kv: int, inputs: dict[str, object]):
-    """(variables, tensors) for a program's expressions; the axes are (batch, head, query tile, row, column)."""
+def tile_environment(
+    program: ir.TileProgram, batch: int, seq_q: int, seq_kv: int, inputs: dict[str, object], entry: tuple[int, int] | None = None
+):
+    """(variables, tensors) for a program's expressions; the axes are (batch, head, query tile, row, column). With `entry` = (b, n) a
+    batch of one stands for batch entry b of n."""
     a = program.attention
     h = torch.arange(a.heads_q).view(1, -1, 1, 1, 1)
     env: dict[str, object] = {
@@ -21,8 +24,10 @@ def tile_environment(program: ir.TileProgram, batch: int, seq_q: int, seq_kv: in
         "q_tiles": -(-seq_q // program.tile_m), "kv_tiles": -(-seq_kv // program.tile_n),
         "b": torch.arange(batch).view(-1, 1, 1, 1, 1), "h": h, "hkv": h // a.group,
     }  # fmt: skip
-    env |= {s.name: inputs[s.name] for s in a.scalars}
-    tensors = {t.name: torch.as_tensor(inputs[t.name]) for t in a.tensors}
+    if entry is not None:
+        env |= {"b": torch.tensor(entry[0]).view(1, 1, 1, 1, 1), "batch": entry[1]}
+    env |= {s.name: inputs[s.name] for s in a.scalars if s.name in inputs}
+    tensors = {t.name: torch.as_tensor(inputs[t.name]) for t in a.tensors if t.name in inputs}
     env |= {ir.extent_name(name, i): n for name, x in tensors.items() for i, n in enumerate(x.shape)}
     return env, tensors
 
@@ -65,7 +70,7 @@ def check_visits(program: ir.TileProgram, env: dict[str, object], tensors: dict[
 
 def _visited(program: ir.TileProgram, env, tensors) -> torch.Tensor:
     a = program.attention
-    shape = (env["batch"], a.heads_q, env["q_tiles"], env["kv_tiles"])
+    shape = (env["b"].shape[0], a.heads_q, env["q_tiles"], env["kv_tiles"])
     classes = torch.zeros(shape, dtype=torch.int64)
     here = dict(env, q_tile=torch.arange(shape[2]).view(1, 1, -1, 1, 1))
     lets = [op for op in program.prologue if isinstance(op, ir.Let)]
@@ -97,9 +102,9 @@ def _dense(program: ir.TileProgram, env, tensors) -> torch.Tensor:
     grid = dict(env, q_idx=torch.arange(seq_q).view(1, 1, -1, 1), kv_idx=torch.arange(seq_kv).view(1, 1, 1, -1))
     for name in ("b", "h", "hkv"):
         grid[name] = env[name][..., 0]
-    kept = evaluate(a.mask, grid, tensors, valid=UNUSED).expand(env["batch"], a.heads_q, seq_q, seq_kv)
+    kept = evaluate(a.mask, grid, tensors, valid=UNUSED).expand(env["b"].shape[0], a.heads_q, seq_q, seq_kv)
     pad = (0, env["kv_tiles"] * n - seq_kv, 0, env["q_tiles"] * m - seq_q)
-    cut = (env["batch"], a.heads_q, env["q_tiles"], m, env["kv_tiles"], n)
+    cut = (env["b"].shape[0], a.heads_q, env["q_tiles"], m, env["kv_tiles"], n)
     some = torch.nn.functional.pad(kept, pad, value=False).reshape(cut).any(5).any(3)
     masked = torch.nn.functional.pad(~kept, (0, pad[1], 0, 0), value=True)
     masked = torch.nn.functional.pad(masked, (0, 0, 0, pad[3]), value=False)
@@ -118,7 +123,7 @@ def table_tensors(program: ir.TileProgram, env, tensors) -> dict[str, torch.Tens
     for summary in table.summaries:
         grid |= _summary(program, summary, grid, tensors)
     shape = (
-        env["batch"] if table.by_batch else 1,
+        env["b"].shape[0] if table.by_batch else 1,
         program.attention.heads_q if table.by_head else 1,
         q_tiles,
         kv_tiles,
@@ -127,7 +132,10 @@ def table_tensors(program: ir.TileProgram, env, tensors) -> dict[str, torch.Tens
     kinds = torch.stack((may & ~must, must), 3)
     order = torch.argsort(kinds.long(), dim=-1, descending=True, stable=True)
     tile_list = torch.where(torch.gather(kinds, -1, order), order, -1)
-    return {ir.TILE_COUNT: kinds.sum(-1).int(), ir.TILE_LIST: tile_list.int()}
+    found = {ir.TILE_COUNT: kinds.sum(-1).int(), ir.TILE_LIST: tile_list.int()}
+    if table.by_batch and shape[0] != env["batch"]:  # one entry stands for all
+        found = {name: x.expand(env["batch"], *x.shape[1:]) for name, x in found.items()}
+    return found
 
 
 def _grid_value(expr: Expr, grid, tensors, shape) -> torch.Tensor:

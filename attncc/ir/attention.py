@@ -10,6 +10,8 @@ For every batch entry b, query head h and query position q_idx, with `hkv = h //
     lse  = log sum_kv exp(s)                                     (softmax only; natural logarithm, sink included)
 
 A row that keeps no key gives out = 0 and lse = -inf.
+
+A `packed` attention takes sequences of different lengths one after another; see attncc.ir.packing.
 """
 
 from __future__ import annotations
@@ -107,6 +109,7 @@ class Attention:
     scalars: tuple[ScalarDecl, ...] = ()
     target: TargetHint = TargetHint()
     spans: tuple[tuple[str, Span], ...] = field(default=(), compare=False, repr=False)
+    packed: bool = False
 
     @property
     def group(self) -> int:

@@ -32,7 +32,9 @@ A `private` channel is a ring for each part: its operations mean the part at han
 
 **Expressions** use the L2 names plus names bound by Let; `block_x`, `block_y`, `block_z` are the block's indices, `group`
 the warp group's number within its role. A Let is visible from where it stands to the end of the body it stands in. The
-prelude binds `q_tiles`, `kv_tiles`, `q_tile`, `b`, `h`, `hkv`; `kv_tile` is bound where a tile is worked on.
+prelude binds `q_tiles`, `kv_tiles`, `q_tile`, `b`, `h`, `hkv`; `kv_tile` is bound where a tile is worked on. Where sequences are packed
+(ir.packing) it goes on to bind the sequence's first rows and its own seq_q, seq_kv, off, q_tiles and kv_tiles; rows of a Copy or Store
+count from the first row, and what is past the sequence's last is zero or not written.
 
 A group's rows of a shared buffer of tile_m rows are private to it where it alone reads and writes them: Q and its alias OUT are
 laid out group by group, so no other group needs to be waited for before OUT is written over Q.

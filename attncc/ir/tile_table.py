@@ -109,4 +109,4 @@ def tile_table(program: TileProgram) -> TileTable:
     may, must = bounds.may(True), conjoin(bounds.inside, negate(bounds.may(False)))
     summaries = bounds.summaries.used_by(may, must)
     names = frozenset().union(*(variables(e) for e in (may, must, *(s.expr for s in summaries))))
-    return TileTable(may, must, "b" in names, bool(names & {"h", "hkv"}), summaries)
+    return TileTable(may, must, program.attention.packed or "b" in names, bool(names & {"h", "hkv"}), summaries)

@@ -8,6 +8,7 @@ Passes then split the role, add stages and overlap the steps.
 from __future__ import annotations
 
 from attncc.formats import bytes_of
+from attncc.ir import packing
 from attncc.ir import schedule as l3
 from attncc.ir.expr import ZERO, Expr, add, apply, const, floordiv, var, variables
 from attncc.ir.schedule_ops import drop_unused_lets
@@ -64,14 +65,17 @@ def _prelude(program: TileProgram) -> tuple[Let, ...]:
     def count(size: str, tile: int) -> Expr:
         return floordiv(add(var(size), const(tile - 1)), const(tile))
 
-    return (
-        Let("q_tiles", count("seq_q", program.tile_m)),
-        Let("kv_tiles", count("seq_kv", program.tile_n)),
+    tiles = (Let("q_tiles", count("seq_q", program.tile_m)), Let("kv_tiles", count("seq_kv", program.tile_n)))
+    place = (
         Let("q_tile", var("block_x")),
         Let("h", var("block_y")),
         Let("b", var("block_z")),
         Let("hkv", floordiv(var("h"), const(program.attention.group))),
     )
+    if program.attention.packed:
+        most = Let(packing.GRID_TILES, count("seq_q", program.tile_m))
+        return (most, *place, *(Let(n, e) for n, e in packing.lengths(program.tile_m, program.tile_n)))
+    return (*tiles, *place)
 
 
 def _buffers(program: TileProgram, target: Target, rows: int) -> tuple[l3.Buffer, ...]:

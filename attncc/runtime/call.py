@@ -20,6 +20,7 @@ import torch
 
 from attncc.diagnostics import AttnError
 from attncc.ir.attention import Attention
+from attncc.ir.packing import MAX_KV, MAX_Q
 from attncc.runtime import check
 from attncc.runtime.check import Sizes
 from attncc.runtime.launch import Launcher
@@ -65,6 +66,7 @@ class Caller:
         self.tensor_names = tuple(t.name for t in attention.tensors)
         self.count = len(attention.tensors) + len(attention.scalars)
         self._tensors = _getter(self.tensor_names)
+        self._longest = (MAX_Q, MAX_KV) if attention.packed else ()
 
     def __call__(
         self, q, k, v, out=None, given: Mapping[str, object] = {}, want_lse: bool = True
@@ -78,6 +80,8 @@ class Caller:
                 tensors = self._tensors(given)
                 for x in tensors:
                     key += (x.shape, x.dtype)
+                for name in self._longest:
+                    key += (given[name],)
             plan = self.plans[key]
             grad = _GRAD() and (q.requires_grad or k.requires_grad or v.requires_grad or _any_grad(tensors))
         except (KeyError, AttributeError, TypeError):
@@ -104,7 +108,8 @@ class Caller:
         plan = self.plan(q, k, v, tensors, sizes)
         if len(self.plans) >= PLANS:
             self.plans.clear()
-        self.plans[(q.shape, k.shape, q.device, *(item for x in tensors for item in (x.shape, x.dtype)))] = plan
+        of_tensors = (item for x in tensors for item in (x.shape, x.dtype))
+        self.plans[(q.shape, k.shape, q.device, *of_tensors, *(given[n] for n in self._longest))] = plan
         out = _EMPTY_LIKE(plan.out) if out is None else out
         return self.launch(plan, q, k, v, out, _EMPTY_LIKE(plan.lse), tensors, given)
 
@@ -112,7 +117,7 @@ class Caller:
         """Raises AttnError for the first thing that is wrong with the arguments; the sizes of the call."""
         a = self.attention
         check.names(a, given)
-        sizes = check.operands(a, q, k, v)
+        sizes = check.operands(a, q, k, v, given)
         check.user_tensors(a, q, given, sizes)
         for s in a.scalars:
             check.scalar(s, given[s.name], *check.bounds(s, sizes))
@@ -120,27 +125,28 @@ class Caller:
         if _GRAD():
             check.gradients(inputs)
         if out is not None:
-            check.output(a, out, q, inputs, sizes)
+            check.output(a, out, q, inputs)
         return sizes
 
     def plan(self, q, k, v, tensors, sizes: Sizes) -> Plan:
         """The plan for checked arguments; compiles the kernel for their device when that has not happened yet."""
         a, device = self.attention, q.device
         launcher = self.launchers(device)
-        empty = sizes.batch == 0 or sizes.seq_q == 0
+        empty = not q.numel() or sizes.batch == 0 or sizes.seq_q == 0
+        no_keys = not k.numel() or sizes.seq_kv == 0
         work = () if empty else tuple(_proto(shape, dtype, device) for shape, dtype in launcher.workspaces(sizes))
-        lse_shape = (sizes.batch, a.heads_q, sizes.seq_q)
+        lse_shape = (*q.shape[:-3], a.heads_q, q.shape[-3])
         return Plan(
             sizes=sizes,
             launch=launcher.launch,
             careful=not launcher.checks,
-            out=_proto((sizes.batch, sizes.seq_q, a.heads_q, a.dim_v), q.dtype, device),
+            out=_proto((*q.shape[:-1], a.dim_v), q.dtype, device),
             lse=_proto(lse_shape, torch.float32, device),
             unread=None if empty or device.type == "cpu" else _unread(lse_shape, device),
             work=work,
             ranges=tuple(check.bounds(s, sizes) for s in a.scalars),
-            trivial=empty or sizes.seq_kv == 0,
-            plain=not (self.count or work or empty or sizes.seq_kv == 0),
+            trivial=empty or no_keys,
+            plain=not (self.count or work or empty or no_keys),
         )
 
     def launch(self, plan: Plan, q, k, v, out, lse, tensors, given) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from attncc.diagnostics import AttnError, Diagnostic, did_you_mean
+from attncc.ir import packing
 from attncc.ir.attention import Attention, ScalarDecl, TensorDecl
 from attncc.ir.expr import OPS, Expr, walk
 from attncc.runtime.storage import ALIGNMENT, TORCH_DTYPES, spell
@@ -23,7 +24,7 @@ INT_LOW, INT_HIGH = -(2**31), 2**31 - 1
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of one call."""
+    """The sizes of one call; of packed sequences their number and the longest lengths."""
 
     batch: int
     seq_q: int
@@ -50,9 +51,11 @@ def evaluate(expr: Expr, values: Mapping[str, object]):
     return done[expr]
 
 
-def names(attention: Attention, given: Mapping[str, object]) -> None:
-    """E301 and E302: `given` must name every declared tensor and scalar, and nothing else."""
+def names(attention: Attention, given: Mapping[str, object], packed: bool = False) -> None:
+    """E301 and E302: `given` must name every declared tensor and scalar, and nothing else; with `packed` also what a packed call takes."""
     declared = {d.name: d for d in (*attention.tensors, *attention.scalars)}
+    if packed:
+        declared |= {n: None for n in packing.ARGUMENTS if n not in declared}
     problems = []
     for name in given:
         if name not in declared:
@@ -73,7 +76,7 @@ def names(attention: Attention, given: Mapping[str, object]) -> None:
                 Diagnostic(
                     "E301",
                     f"the call lacks the argument `{name}`: {what}",
-                    decl.span,
+                    decl and decl.span,
                     argument=name,
                     hint=f"pass {name}=... to the kernel",
                 )
@@ -82,7 +85,9 @@ def names(attention: Attention, given: Mapping[str, object]) -> None:
         raise AttnError(*problems)
 
 
-def _declared(decl: TensorDecl | ScalarDecl) -> str:
+def _declared(decl: TensorDecl | ScalarDecl | None) -> str:
+    if decl is None or decl.name in packing.ARGUMENTS:
+        return f"a packed call takes {', '.join(packing.ARGUMENTS)}"
     if isinstance(decl, ScalarDecl):
         return f"a run-time {decl.type}"
     return f"a {decl.dtype} tensor of shape {_shape(decl)}"
@@ -103,52 +108,75 @@ def _bad(code: str, name: str, message: str, hint: str | None = None, span=None,
     return AttnError(Diagnostic(code, message, span, argument=name, hint=hint, notes=tuple(notes)))
 
 
-def _tensor(name: str, value, rank: int, dtype: str, span=None, what: str = "") -> None:
-    """E303, E304 and E312 for one tensor."""
+def _tensor(name: str, value, rank: int, dtype: str, span=None, what: str = "", hint: str | None = None) -> None:
+    """E303, E304 and E312 for one tensor; `hint` is a way out for a wrong rank."""
     if not isinstance(value, torch.Tensor):
         raise _bad(
             "E303", name, f"`{name}` must be a torch tensor, but it is of type {type(value).__name__}", "pass a torch tensor", span
         )
     if value.dim() != rank:
         found = f"`{name}` has {value.dim()} dimension(s), shape {tuple(value.shape)}; expected {rank}{what}"
-        raise _bad("E312", name, found, f"reshape `{name}`, or change the spec" if span else f"reshape `{name}`", span)
+        hint = hint or (f"reshape `{name}`, or change the spec" if span else f"reshape `{name}`")
+        raise _bad("E312", name, found, hint, span)
     if value.dtype != TORCH_DTYPES[dtype]:
         wanted = TORCH_DTYPES[dtype]
         message = f"`{name}` has element type {spell(value.dtype)}; expected {spell(wanted)}"
-        raise _bad("E304", name, message, f"call {name}.to({wanted}), or declare another type in the spec", span)
+        other = "" if name in packing.ARGUMENTS else ", or declare another type in the spec"
+        raise _bad("E304", name, message, f"call {name}.to({wanted}){other}", span)
 
 
-def operands(a: Attention, q, k, v) -> Sizes:
-    """Checks q, k and v against the spec and each other; the sizes of the call."""
+def operands(a: Attention, q, k, v, given: Mapping[str, object] = {}) -> Sizes:
+    """Checks q, k and v against the spec and each other; the sizes of the call. `given` has the lengths of packed sequences."""
+    axes = ("total", "heads", "dim") if a.packed else ("batch", "seq", "heads", "dim")
     for name, value in (("q", q), ("k", k), ("v", v)):
-        _tensor(name, value, 4, a.dtype, a.span("dtype") if isinstance(value, torch.Tensor) and value.dim() == 4 else None,
-                ": (batch, seq, heads, dim)")  # fmt: skip
-    sizes = Sizes(q.shape[0], q.shape[1], k.shape[1])
+        fits = isinstance(value, torch.Tensor) and value.dim() == len(axes)
+        _tensor(name, value, len(axes), a.dtype, a.span("dtype") if fits else None, f": ({', '.join(axes)})", _packed_hint(a, value))
+    outer_kv = (k.shape[0],) if a.packed else (q.shape[0], k.shape[1])
     wanted = {
-        "q": (sizes.batch, sizes.seq_q, a.heads_q, a.dim_qk),
-        "k": (sizes.batch, sizes.seq_kv, a.heads_kv, a.dim_qk),
-        "v": (sizes.batch, sizes.seq_kv, a.heads_kv, a.dim_v),
+        "q": (*q.shape[:-2], a.heads_q, a.dim_qk),
+        "k": (*outer_kv, a.heads_kv, a.dim_qk),
+        "v": (*outer_kv, a.heads_kv, a.dim_v),
     }
     for name, value in (("q", q), ("k", k), ("v", v)):
-        _operand_shape(a, name, value, wanted[name])
+        _operand_shape(a, axes, name, value, wanted[name])
     _same_device(q, {"k": k, "v": v})
     for name, value in (("q", q), ("k", k), ("v", v)):
         layout(name, value)
-    return sizes
+    return _longest(a, given) if a.packed else Sizes(q.shape[0], q.shape[1], k.shape[1])
 
 
-def _operand_shape(a: Attention, name: str, value: torch.Tensor, wanted: tuple[int, ...]) -> None:
+def _packed_hint(a: Attention, value) -> str | None:
+    """A way out for three dimensions where four are expected."""
+    if a.packed or not isinstance(value, torch.Tensor) or value.dim() != 3:
+        return None
+    return f"for sequences packed into (total, heads, dim) pass {', '.join(packing.ARGUMENTS)} as well"
+
+
+def _longest(a: Attention, given: Mapping[str, object]) -> Sizes:
+    """The number of packed sequences and their longest lengths."""
+    for decl in a.tensors:
+        if decl.name in packing.ARGUMENTS:
+            _tensor(decl.name, given[decl.name], 1, decl.dtype, None, ": (number of sequences + 1,)")
+            if not given[decl.name].numel():
+                message = f"`{decl.name}` is empty; expected 0 and then the running sum of the lengths"
+                raise _bad("E313", decl.name, message, "for no sequence at all pass a tensor that holds a 0")
+    longest = {s.name: scalar(s, given[s.name], 0, INT_HIGH) for s in a.scalars if s.name in packing.ARGUMENTS}
+    return Sizes(given[packing.CU_Q].numel() - 1, longest[packing.MAX_Q], longest[packing.MAX_KV])
+
+
+def _operand_shape(a: Attention, axes: tuple[str, ...], name: str, value: torch.Tensor, wanted: tuple[int, ...]) -> None:
     for axis, (found, expected) in enumerate(zip(value.shape, wanted)):
         if found == expected:
             continue
-        what = ("batch", "seq", "heads", "dim")[axis]
-        span = a.span("heads") if axis == 2 else a.span("dim") if axis == 3 else None
+        what = axes[axis]
+        span = a.span(what)
         hint = None
-        if axis == 2 and value.shape[1] == expected:
-            hint = f"the layout is (batch, seq, heads, dim): call {name}.transpose(1, 2) for (batch, heads, seq, dim) tensors"
-        elif axis >= 2:
+        if what == "heads" and value.shape[axis - 1] == expected:
+            other = (*axes[:-3], "heads", axes[-3], "dim")
+            hint = f"the layout is ({', '.join(axes)}): call {name}.transpose({axis - 1}, {axis}) for ({', '.join(other)}) tensors"
+        elif what in ("heads", "dim"):
             hint = "pass tensors of the declared size, or change the spec"
-        why = "as q has" if axis == 0 else "as k has" if axis == 1 else "as the spec declares"
+        why = {"batch": "as q has", "seq": "as k has", "total": "as k has"}.get(what, "as the spec declares")
         raise _bad(
             "E313",
             name,
@@ -198,7 +226,8 @@ def user_tensors(a: Attention, q: torch.Tensor, given: Mapping[str, torch.Tensor
                 + ")"
             )
             message = f"`{decl.name}` has shape {tuple(value.shape)}, expected {shown}, which is {_shape(decl)}"
-            where = f"batch = {sizes.batch}, seq_q = {sizes.seq_q}, seq_kv = {sizes.seq_kv} come from q and k"
+            source = ", ".join(packing.ARGUMENTS[::2] + packing.ARGUMENTS[3:]) if a.packed else "q and k"
+            where = f"batch = {sizes.batch}, seq_q = {sizes.seq_q}, seq_kv = {sizes.seq_kv} come from {source}"
             raise _bad("E313", decl.name, message, "pass that shape, or declare another in the spec", decl.span, (where,))
         _same_device(q, {decl.name: value})
 
@@ -261,9 +290,9 @@ def gradients(tensors: Mapping[str, torch.Tensor]) -> None:
             )
 
 
-def output(a: Attention, out, q: torch.Tensor, inputs: Mapping[str, torch.Tensor], sizes: Sizes) -> None:
+def output(a: Attention, out, q: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> None:
     """E319 and layout errors of the caller's `out`."""
-    expected = (sizes.batch, sizes.seq_q, a.heads_q, a.dim_v)
+    expected = (*q.shape[:-1], a.dim_v)
     if (
         not isinstance(out, torch.Tensor)
         or tuple(out.shape) != expected

@@ -1,7 +1,7 @@
 """Stand-ins for the arguments of a generated `launch`, from which CuTe DSL compiles it.
 
 Every size that may differ between calls is symbolic, so one compiled kernel serves all of them: batch, both lengths, every
-stride, every extent of a user's tensor. Strides are 64 bits wide. Heads and head dims are constants.
+stride, every extent of a user's tensor. Of packed sequences the total lengths take the place of batch and lengths. Strides are 64 bits wide. Heads and head dims are constants.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def _fake(entry: tuple, attention: Attention, sizes: _Sizes):
     if kind == "scalar":
         return _scalar(dtype)
     if kind == "operand":
-        return _operand(name, dtype, attention, sizes)
+        return _operand(name, dtype, rank, attention, sizes)
     if kind == "lse":
-        return _strided(dtype, (sizes.batch, attention.heads_q, sizes.seq_q), last=1)
+        return _strided(dtype, (sizes.batch, attention.heads_q, sizes.seq_q)[3 - rank :], last=1)
     return _block(dtype, rank) if kind == "block" else _user_tensor(dtype, rank)
 
 
@@ -62,8 +62,9 @@ def _scalar(kind: str):
     return cutlass.Float32(1.0) if kind == "float" else cutlass.Int32(1)
 
 
-def _operand(name: str, dtype: str, a: Attention, sizes: _Sizes):
-    """(batch, seq, heads, dim) with a contiguous last dimension and rows that start at multiples of 16 bytes."""
+def _operand(name: str, dtype: str, rank: int, a: Attention, sizes: _Sizes):
+    """(batch, seq, heads, dim), or (total, heads, dim) of packed sequences, with a contiguous last dimension and rows that start at
+    multiples of 16 bytes."""
     import cutlass.cute as cute
     from cutlass.cute.runtime import make_fake_tensor
 
@@ -72,8 +73,9 @@ def _operand(name: str, dtype: str, a: Attention, sizes: _Sizes):
     dim = a.dim_qk if name in ("q", "k") else a.dim_v
     element = _element(dtype)
     step = ALIGNMENT * 8 // element.width
-    strides = tuple(cute.sym_int64(divisibility=step) for _ in range(3))
-    return make_fake_tensor(element, (sizes.batch, seq, heads, dim), (*strides, 1), assumed_align=ALIGNMENT)
+    strides = tuple(cute.sym_int64(divisibility=step) for _ in range(rank - 1))
+    shape = (sizes.batch, seq, heads, dim)[4 - rank :]
+    return make_fake_tensor(element, shape, (*strides, 1), assumed_align=ALIGNMENT)
 
 
 def _strided(dtype: str, shape: tuple, last):

@@ -15,8 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_compiling
 
 from attncc.diagnostics import AttnError, Diagnostic
+from attncc.ir import packing
 from attncc.ir.attention import Attention
-from attncc.runtime import cache, known, load, torch_op
+from attncc.ir.packing import CU_KV, CU_Q
+from attncc.runtime import cache, known, load, torch_op, tuned
 from attncc.runtime.build import Built, build, options
 from attncc.runtime.call import Caller
 from attncc.runtime.check import names as check_names
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from attncc.ir.schedule import Schedule
     from attncc.ir.tile import TileProgram
     from attncc.stages import Stages
+    from attncc.targets.choice import Choice
 
 
 BLOCKS = "score_blocks"
@@ -48,21 +51,29 @@ class Kernel:
     attention      L1, with its parameters filled in
     target         the target it was compiled for, or None: the one that fits the tensors of each call
     identity       names the attention in records of attncc.runtime.known; None when nothing is to be kept
+    digest         of the attention's text without its target, None to have it made
+    choice         what is compiled in place of what is remembered or the resource model says
     """
 
     def __init__(
         self,
         attention: Attention,
         target: Target | None,
-        lower: Callable[[Attention, Target], Stages],
+        lower: Callable[[Attention, Target, Choice | None], Stages],
         identity: str | None = None,
+        *,
+        digest: str | None = None,
+        choice: Choice | None = None,
     ):
         self.identity = identity
+        self.choice = choice
+        if digest is not None:
+            self.digest = digest
         self.attention = attention
         self.target = target
         self.has_lse = attention.reduction.kind == "softmax"
         self.caller = Caller(attention, self._launcher)
-        self.register = torch_op.registrar(self)
+        self.register, self.register_packed = torch_op.registrar(self)
         self._lower = lower
         self._lock = threading.RLock()
         self._stages: dict[tuple, Stages] = {}
@@ -70,11 +81,28 @@ class Kernel:
         self._launchers: dict[str, Launcher] = {}
 
     @cached_property
-    def key(self) -> str:
-        """Names this kernel in graphs: equal for equal attentions."""
+    def digest(self) -> str:
+        """Stands for the attention."""
         from attncc.ir.text import format_program
 
-        return load.digest(format_program(self.attention), self.target.name if self.target else "")
+        return load.digest(format_program(self.attention))
+
+    @cached_property
+    def key(self) -> str:
+        """Names this kernel in graphs: equal for equal attentions, layouts and targets."""
+        layout = "packed" if self.attention.packed else "padded"
+        return load.digest(self.digest, layout, self.target.name if self.target else "", repr(self.choice))
+
+    @cached_property
+    def packed(self) -> Kernel:
+        """The kernel for packed sequences; see attncc.ir.packing. E341 when the spec uses a name of such calls itself."""
+        taken = packing.taken(self.attention)
+        if taken:
+            raise _no_packing(self.attention, taken)
+        identity = load.digest(self.identity, "packed") if self.identity else None
+        return Kernel(
+            packing.pack(self.attention), self.target, self._lower, identity, digest=self.digest, choice=self.choice
+        )
 
     def __call__(self, q, k, v, return_lse: bool = False, out=None, **arguments):
         """Attention of q with k and v.
@@ -85,16 +113,27 @@ class Kernel:
         arguments    the spec's tensors and run-time scalars, by name
         Returns (batch, seq_q, heads_q, dim_v) in the operands' type; with `return_lse` also the natural log-sum-exp of every
         row, (batch, heads_q, seq_q) in float32. Raises AttnError naming the argument that does not fit.
+
+        With cu_seqlens_q, cu_seqlens_kv (int32, one more than sequences), max_seqlen_q and max_seqlen_kv (numbers) among the arguments
+        sequences are packed: q and the result are (total_q, heads_q, dim), k and v (total_kv, heads_kv, dim), the log-sum-exp is
+        (heads_q, total_q).
         """
         if return_lse and not self.has_lse:
             raise _no_lse(self.attention)
+        packed = arguments and (CU_Q in arguments or CU_KV in arguments) and self.count_packed(arguments)
         if is_compiling() or type(q) is FakeTensor:
-            check_names(self.attention, arguments)
-            result = torch_op.traced(self, q, k, v, arguments)
+            check_names(self.attention, arguments, packed)
+            result = torch_op.traced(self, q, k, v, arguments, packed)
             result = result if out is None else (out.copy_(result[0]), result[1])
         else:
-            result = self.caller(q, k, v, out, arguments, return_lse)
+            caller = self.packed.caller if packed else self.caller
+            result = caller(q, k, v, out, arguments, return_lse)
         return result if return_lse else result[0]
+
+    def count_packed(self, arguments) -> bool:
+        """Whether a call with an argument of a packed call's name is one: not where the spec declares all such names itself."""
+        declared = packing.taken(self.attention)
+        return any(name in arguments and name not in declared for name in (CU_Q, CU_KV))
 
     def __repr__(self) -> str:
         a, target = self.attention, self.target.name if self.target else "the device of the tensors"
@@ -102,11 +141,11 @@ class Kernel:
 
     def stages(self, target: str | Target | None = None) -> Stages:
         """Every level of this attention for `target` (default: this kernel's, the GPU's, or the best one there is)."""
-        chosen = self._target(target)
+        chosen = self.target_for(target)
         key = chosen.name, chosen.capabilities
         with self._lock:
             if key not in self._stages:
-                self._stages[key] = self._lower(self.attention, chosen)
+                self._stages[key] = self._lower(self.attention, chosen, self._choice(chosen))
             return self._stages[key]
 
     @property
@@ -143,7 +182,7 @@ class Kernel:
 
     def build(self, target: str | Target | None = None, chip: str | None = None) -> Built:
         """Compiles for `chip` (default: the target's usual one); from the cache when it was compiled before. Needs no GPU."""
-        chosen = self._target(target)
+        chosen = self.target_for(target)
         chip = chip or chosen.archs[0]
         with self._lock:
             key = (chosen.name, chosen.capabilities, chip)
@@ -152,7 +191,14 @@ class Kernel:
                 self._built[key] = build(stages.source, stages.attention, chip)
             return self._built[key]
 
-    def _target(self, target: str | Target | None) -> Target:
+    def _choice(self, target: Target) -> Choice | None:
+        """What is compiled for `target` where tuning has found something for this GPU."""
+        if self.choice is not None or not torch.cuda.is_available():
+            return self.choice
+        return tuned.remembered(self.digest, target.name, torch.cuda.get_device_name())
+
+    def target_for(self, target: str | Target | None = None) -> Target:
+        """The target called `target`; without a name this kernel's, the GPU's, or the best there is."""
         if isinstance(target, str):
             return get_target(target)
         hint = self.attention.target
@@ -182,8 +228,8 @@ class Kernel:
 
     def _compiled(self, target: Target, chip: str) -> Launcher:
         """What runs on `chip`: as an earlier process left it, or compiled now and left to later ones."""
-        with_blocks = target.has(BLOCKS)
-        record = known.name("ready", self.identity, target.name, with_blocks, options(chip)) if self.identity else None
+        asked = (self.identity, target.name, target.has(BLOCKS), options(chip), repr(self._choice(target)))
+        record = known.name("ready", *asked) if self.identity else None
         ready = known.fetch(record)
         function = cache.load_entry(ready.entry) if ready else None
         if function is None:
@@ -228,6 +274,13 @@ def _wrong_device(target: Target | None, device: torch.device) -> AttnError:
     message = f"`q` is on {device}, but the kernel was compiled for {name}"
     hint = "move q, k and v to the GPU, or compile without target= to run the CPU interpreter"
     return AttnError(Diagnostic("E330", message, argument="q", hint=hint))
+
+
+def _no_packing(attention: Attention, taken: tuple[str, ...]) -> AttnError:
+    names = ", ".join(f"`{n}`" for n in taken)
+    message = f"`{attention.name}` declares {names}, which packed calls need for the sequences"
+    span = next(d.span for d in (*attention.tensors, *attention.scalars) if d.name == taken[0])
+    return AttnError(Diagnostic("E341", message, span, argument=taken[0], hint="rename it in the spec"))
 
 
 def _no_lse(attention: Attention) -> AttnError:

@@ -149,12 +149,11 @@ def cpu_launcher(program: TileProgram) -> Launcher:
     from attncc.ir.tile import TILE_COUNT, TILE_LIST
 
     a = program.attention
-    tensors = [t for t in a.tensors if t.name not in (TILE_COUNT, TILE_LIST)]
-    names = [d.name for d in (*tensors, *a.scalars)]
+    names = [d.name for d in (*a.tensors, *a.scalars) if d.name not in (TILE_COUNT, TILE_LIST)]
 
     def launch(q, k, v, o, lse, *rest):
         inputs = dict(zip(names, rest))
-        check_promises(tensors, inputs, q, k)
+        check_promises(a, inputs, q, k)
         out, log = run_tile(program, q, k, v, inputs)
         o.copy_(out)
         lse.copy_(log)

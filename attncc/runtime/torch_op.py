@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from attncc.ir.packing import CU_KV, CU_Q, MAX_KV, MAX_Q
+
 LIBRARY = torch.library.Library("attncc", "DEF")
 LIBRARY.define(
     "attention(Tensor q, Tensor k, Tensor v, Tensor[] tensors, SymInt[] ints, float[] floats, str kernel) -> (Tensor, Tensor)"
@@ -16,26 +18,38 @@ KERNELS: dict[str, object] = {}
 
 
 def registrar(kernel):
-    """A function that names `kernel` (a runtime.kernel.Kernel) for graphs, to be called while one is traced.
+    """Two functions that name `kernel` (a runtime.kernel.Kernel) and its form for packed sequences for graphs, to be called while one is
+    traced.
 
-    It takes no argument because torch before 2.13 lets a function of assumed constant result take constants only. The mark is what
+    They take no argument because torch before 2.13 lets a function of assumed constant result take constants only. The mark is what
     torch.compiler.assume_constant_result sets; calling that would import torch._dynamo, which takes longer than importing torch.
     """
 
     def register() -> str:
-        KERNELS[kernel.key] = kernel
-        return kernel.key
+        return _known(kernel)
 
-    register._dynamo_marked_constant = True
-    return register
+    def register_packed() -> str:
+        return _known(kernel.packed)
+
+    register._dynamo_marked_constant = register_packed._dynamo_marked_constant = True
+    return register, register_packed
 
 
-def traced(kernel, q, k, v, given) -> tuple[torch.Tensor, torch.Tensor]:
+def _known(kernel) -> str:
+    KERNELS[kernel.key] = kernel
+    return kernel.key
+
+
+def traced(kernel, q, k, v, given, packed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The call as one operator of the graph that is being traced."""
     a = kernel.attention
     tensors = [given[t.name] for t in a.tensors]
     ints = [int(given[s.name]) for s in a.scalars if s.type != "float"]
     floats = [float(given[s.name]) for s in a.scalars if s.type == "float"]
+    if packed:
+        tensors += [given[CU_Q], given[CU_KV]]
+        ints += [given[MAX_Q], given[MAX_KV]]
+        return torch.ops.attncc.attention(q, k, v, tensors, ints, floats, kernel.register_packed())
     return torch.ops.attncc.attention(q, k, v, tensors, ints, floats, kernel.register())
 
 
@@ -51,8 +65,8 @@ def _call(q, k, v, tensors, ints, floats, kernel):
 
 def _fake(q, k, v, tensors, ints, floats, kernel):
     a = KERNELS[kernel].attention
-    out = q.new_empty((q.shape[0], q.shape[1], a.heads_q, a.dim_v))
-    lse = q.new_empty((q.shape[0], a.heads_q, q.shape[1]), dtype=torch.float32)
+    out = q.new_empty((*q.shape[:-1], a.dim_v))
+    lse = q.new_empty((*q.shape[:-3], a.heads_q, q.shape[-3]), dtype=torch.float32)
     return out, lse
 
 

@@ -29,7 +29,7 @@ def choose_tiles(attention: Attention, target: Target) -> Tiles:
     known = measured(attention, target)
     if known:
         return known
-    found = _short(found, attention, target)
+    found = short_code(found, attention, target)
     found = tuple(t for t in found if t.tile_n >= target.tile_n_least) or found
     costs = {tiles: cost_per_row(attention, target, tiles) for tiles in found}
     limit = min(costs.values()) * (1.0 + MODEL_ERROR)
@@ -87,7 +87,7 @@ def _shapes(a: Attention, target: Target, tile_m: int, tile_n: int):
             yield Tiles(tile_m, tile_n, groups, rows, stages)
 
 
-def _short(found: tuple[Tiles, ...], attention: Attention, target: Target) -> tuple[Tiles, ...]:
+def short_code(found: tuple[Tiles, ...], attention: Attention, target: Target) -> tuple[Tiles, ...]:
     """Those of `found` whose code stays short, else those with the fewest keys. With asynchronous products all of them: there
     costly terms are few, or computed once for a block."""
     if target.has("async_mma"):

@@ -257,6 +257,77 @@ def test_a_warm_start(tmp_path, capsys):
     assert warm - base < 1.0
 
 
+PACKED_SINK = """attention sinks {
+    heads q = 4, kv = 1
+    dim 128
+    dtype bf16
+    tensor sink: f32[batch, 4]
+    tensor slope: f32[4]
+    bias slope[h] * (kv_idx - seq_kv + 1)
+    mask causal and kv_idx % 3 != b
+    reduction softmax(sink = sink[b, h])
+}
+"""
+
+
+@pytest.mark.parametrize("text", [PLAIN, RICH, DOCUMENTS, PACKED_SINK], ids=["plain", "rich", "documents", "sink"])
+@pytest.mark.parametrize("target", [None, "ampere"])
+def test_packed_sequences(text, target):
+    """Against the loop over sequences, with empty ones, more and fewer keys than queries, twice bit by bit."""
+    kernel = attncc.compile(text, target=target)
+    for seed, (batch, seq_q, seq_kv) in enumerate(((5, 300, 300), (9, 129, 700), (3, 700, 129))):
+        result = compare(kernel.packed, *make_inputs(kernel.packed.attention, batch, seq_q, seq_kv, seed, "cuda"))
+        assert result.ok, result
+
+
+def test_packed_sequences_do_not_see_each_other(plain):
+    """One sequence is NaN and infinity: its neighbours share its tiles, and tensor maps have to end between them."""
+    given = {n: torch.tensor(x, dtype=torch.int32, device="cuda") for n, x in (
+        ("cu_seqlens_q", [0, 37, 407, 407, 512]), ("cu_seqlens_kv", [0, 270, 645, 651, 651]))}  # fmt: skip
+    given |= {"max_seqlen_q": 370, "max_seqlen_kv": 375}
+    q, k, v = (torch.randn(n, h, 64, device="cuda", dtype=torch.bfloat16) for n, h in ((512, 4), (651, 2), (651, 2)))
+    wanted, wanted_lse = plain(q, k, v, return_lse=True, **given)
+    assert torch.isfinite(wanted).all()
+    q[37:407], k[270:645], v[270:645] = torch.nan, torch.nan, torch.inf
+    out, lse = plain(q, k, v, return_lse=True, **given)
+    others = torch.ones(512, dtype=torch.bool, device="cuda")
+    others[37:407] = False
+    assert torch.equal(out[others], wanted[others]) and torch.equal(lse[:, others], wanted_lse[:, others])
+
+
+def test_packed_calls_in_a_graph(plain):
+    q, k, v, given = make_inputs(plain.packed.attention, 4, 300, 300, 0, "cuda")
+    wanted = plain(q, k, v, **given)
+    out = torch.zeros_like(wanted)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        plain(q, k, v, out=out, **given)
+    out.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, wanted)
+
+
+def test_tuning(tmp_path, monkeypatch, capfd):
+    """The fastest of a few kernels is remembered, and later compilations take it."""
+    from attncc import cli
+    from attncc.runtime import tuned
+
+    monkeypatch.setenv("ATTNCC_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "plain.attn"
+    path.write_text(PLAIN)
+    assert cli.run(["tune", str(path), "--shape", "2x2048x2048", "--shapes", "2", "--most", "4"]) == 0
+    said = capfd.readouterr().out
+    assert said.count("measured ") >= 2 and "fastest " in said, said
+    kernel = attncc.compile(path)
+    device = torch.cuda.get_device_name()
+    choice = tuned.remembered(kernel.digest, kernel.target_for().name, device)
+    if choice is not None:
+        assert (kernel.schedule.tile_m, kernel.schedule.tile_n) == (choice.tile_m, choice.tile_n)
+    q, k, v, given = data(kernel)
+    assert compare(kernel, q, k, v, given).ok
+
+
 def test_reference_on_the_gpu_is_the_reference(plain):
     q, k, v, _ = data(plain, 1, 40, 40)
     a = plain.attention

@@ -68,7 +68,7 @@ def persistent_blocks(schedule: l3.Schedule, target: Target) -> l3.Schedule:
 
 def has_steady_costs(schedule: l3.Schedule) -> bool:
     """Whether all query tiles of all heads have about as many key tiles, or more and more from the first to the last."""
-    if schedule.table is not None:
+    if schedule.table is not None or schedule.attention.packed:  # every packed sequence has a length of its own
         return False
     tiles = -(-SAMPLE // schedule.tile_m)
     heads = schedule.attention.heads_q

@@ -17,6 +17,7 @@ import dataclasses
 
 from attncc.ir import schedule as l3
 from attncc.ir.expr import ONE, ZERO, Expr, add, apply, const, floordiv, mul, select, sub, var
+from attncc.ir.packing import GRID_TILES
 from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.simplify import simplify
 from attncc.ir.tile import Let
@@ -37,8 +38,9 @@ def tile_order(schedule: l3.Schedule) -> l3.Schedule:
     together = heads_together(schedule)
     sections = schedule.attention.heads_q // together
     section = simplify(sub(sub(mul(var("batch"), const(sections)), ONE), var("block_z")))
+    tiles = var(GRID_TILES if schedule.attention.packed else "q_tiles")
     places = {
-        "q_tile": select(apply("eq", apply("mod", section, const(2)), ZERO), sub(sub(var("q_tiles"), ONE), var("block_y")), var("block_y")),
+        "q_tile": select(apply("eq", apply("mod", section, const(2)), ZERO), sub(sub(tiles, ONE), var("block_y")), var("block_y")),
         "h": add(mul(apply("mod", var("block_z"), const(sections)), const(together)), var("block_x")),
         "b": floordiv(var("block_z"), const(sections)),
     }

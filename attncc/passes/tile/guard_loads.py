@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from attncc.ir.algebra import Algebra, Facts
 from attncc.ir.expr import ONE, ZERO, Expr, add, apply, const, load, sub, transform, var
 from attncc.ir.key_ranges import program_facts
+from attncc.ir.packing import fixed_extents
 from attncc.ir.tile import (
     FULL, TILE_COUNT, TILE_LIST, ColLet, Finalize, Let, Mask, Op, RowLet, Score, TileProgram, extent_name,
 )  # fmt: skip
@@ -77,7 +78,7 @@ class _Guard:
     def load(self, node: Expr) -> Expr:
         if node.op != "load" or node.value in (TILE_COUNT, TILE_LIST):
             return node
-        shape = self.program.attention.tensor(node.value).shape
+        shape = fixed_extents(self.program.attention, node.value)
         indices = tuple(self.index(node.value, axis, i, shape[axis]) for axis, i in enumerate(node.args))
         return load(node.value, indices, node.type)
 
