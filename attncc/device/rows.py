@@ -106,23 +106,43 @@ def _add_to_exponent(value, integer):
     return cute.arch.inline_ptx(code, write_only_types=[Float32], read_only_args=[value, integer])
 
 
+def bits_from(low, word: int):
+    """The bits of columns 32 * word and on from `low` on."""
+    return softmax._ones_from(low - WORD * word)
+
+
+def bits_below(high, word: int):
+    """As `bits_from`, of those before `high`."""
+    return ~softmax._ones_from(high - WORD * word)
+
+
+def bits_of_period(low, high, period: int, thread, word: int):
+    """As `softmax.bits_of_period`: here a word holds 32 neighbouring columns."""
+    if period > WORD:
+        return bits_from(low, word % (period // WORD)) & bits_below(high, word % (period // WORD))
+    bits, own = bits_from(low, 0) & bits_below(arith.imin(high, period), 0), period
+    while own < WORD:
+        bits, own = bits | (bits << own), 2 * own
+    return bits
+
+
+def keep_words(scores, r: int, word_of):
+    softmax.keep_words(scores, r, word_of)
+
+
 def keep_below(scores, r: int, high):
     """Elements in columns `high` and later := -inf."""
-    _keep_words(scores, lambda word: ~softmax._ones_from(high - WORD * word))
+    keep_words(scores, r, lambda word: bits_below(high, word))
 
 
 def keep_from(scores, r: int, low):
     """Elements in columns before `low` := -inf."""
-    _keep_words(scores, lambda word: softmax._ones_from(low - WORD * word))
+    keep_words(scores, r, lambda word: bits_from(low, word))
 
 
 def keep_between(scores, r: int, low, high):
     """`keep_from` and `keep_below`."""
-    _keep_words(scores, lambda word: softmax._ones_from(low - WORD * word) & ~softmax._ones_from(high - WORD * word))
-
-
-def _keep_words(scores, word_of):
-    softmax.keep_words(scores, 0, word_of)
+    keep_words(scores, r, lambda word: bits_from(low, word) & bits_below(high, word))
 
 
 def factor(row_max, row_sum, lse, multiplier: float, sink=None, shift=None):

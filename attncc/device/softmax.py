@@ -155,21 +155,39 @@ def step_bounded(scores, row_sum, multiplier: float, maximum: float, first: bool
         row_sum[r] = total(weights if first else [row_sum[r], *weights])
 
 
+def bits_from(low, word: int):
+    """The bits of the thread's columns 32 * word and on whose place (counted from the thread's first column) is `low` or later."""
+    return _ones_from(owned_below(low) - 32 * word)
+
+
+def bits_below(high, word: int):
+    """As `bits_from`, of those before `high`."""
+    return ~_ones_from(owned_below(high) - 32 * word)
+
+
+def bits_of_period(low, high, period: int, thread, word: int):
+    """The bits of the columns whose number in the tile, modulo `period` (a power of two from 8 to 128), is from `low` to before `high`:
+    the same bits in every word, and for every tile."""
+    own, first = period // 4, first_column(thread)
+    bits = _ones_from(owned_below(low - first)) & ~_ones_from(arith.imin(owned_below(high - first), own))
+    while own < 32:
+        bits, own = bits | (bits << own), 2 * own
+    return bits
+
+
 def keep_below(scores, r: int, high):
     """Elements of row r in columns `high` and later (counted from the thread's first column) := -inf."""
-    keep_words(scores, r, lambda word: ~_ones_from(owned_below(high) - 32 * word))
+    keep_words(scores, r, lambda word: bits_below(high, word))
 
 
 def keep_from(scores, r: int, low):
     """Elements of row r in columns before `low` (counted from the thread's first column) := -inf."""
-    keep_words(scores, r, lambda word: _ones_from(owned_below(low) - 32 * word))
+    keep_words(scores, r, lambda word: bits_from(low, word))
 
 
 def keep_between(scores, r: int, low, high):
     """`keep_from` and `keep_below`."""
-    keep_words(
-        scores, r, lambda word: _ones_from(owned_below(low) - 32 * word) & ~_ones_from(owned_below(high) - 32 * word)
-    )
+    keep_words(scores, r, lambda word: bits_from(low, word) & bits_below(high, word))
 
 
 def owned_below(bound):

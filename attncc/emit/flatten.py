@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 from attncc.emit.diagonals import DISTANCE, split_diagonals
 from attncc.emit.expressions import Names, literal, local_name, names_of, tensor_name, to_statements
-from attncc.emit.ranges import key_range
+from attncc.emit.ranges import KeyRange, key_range
 from attncc.emit.tables import tables_of
 from attncc.emit.tensor_memory import issues_products, link_view, owned_cells, phases_of, role_macro, tensor_view
 from attncc.emit.view import (
@@ -404,12 +404,14 @@ class Flattener:
     def view_mask(self, op):
         """Bounds of a row on the keys it keeps, then what is left as a condition on each element."""
         columns = frozenset(name for name, text in self.element_lets.items() if "cols_" in text)
-        found = key_range(op.expr, columns)
+        found = key_range(op.expr, columns, self.schedule.tile_n)
         names = self.names(f"e{self.count}k", self.variables(op))
         parts = []
         bounds = {"low": found.low, "high": found.high}
         given = {side: bound for side, bound in bounds.items() if bound is not None}
-        if given:
+        if found.phases:
+            parts.append(self.mask_words(op, found, names))
+        elif given:
             macro = "mask_between" if len(given) == 2 else {"low": "mask_from", "high": "mask_below"}[next(iter(given))]
             lines, texts = to_statements(tuple(given.values()), names)
             parts.append(Step(macro, {"dst": op.dst, "lines": lines, **dict(zip(given, texts))}))
@@ -417,6 +419,22 @@ class Flattener:
             lines, (text,) = to_statements((found.rest,), names)
             parts.append(Step("mask_elements", {"dst": op.dst, "lines": lines, "expr": text}))
         return "mask", {"parts": tuple(parts)}
+
+    def mask_words(self, op, found: KeyRange, names: Names) -> Step:
+        """Bounds on the key and on its remainders as words of bits, and one choice for each element."""
+        bounds = [b for b in (found.low, found.high) if b is not None]
+        ends = [e for _, *ends in found.phases for e in ends if e is not None]
+        lines, texts = to_statements((*bounds, *ends), names)
+        texts = iter(texts)
+        words = []
+        for name, bound in (("bits_from", found.low), ("bits_below", found.high)):
+            if bound is not None:
+                words.append(f"softmax.{name}({next(texts)} - kv_first, word)")
+        for period, low, high in found.phases:
+            begin = "0" if low is None else next(texts)
+            end = str(period) if high is None else next(texts)
+            words.append(f"softmax.bits_of_period({begin}, {end}, {period}, thread, word)")
+        return Step("mask_words", {"dst": op.dst, "lines": lines, "bits": " & ".join(words)})
 
     def view_fill(self, op):
         if self.buffers[op.dst].space == "tensor":

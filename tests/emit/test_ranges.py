@@ -35,3 +35,14 @@ def test_what_is_no_bound_of_a_row_stays_a_condition():
         apply("eq", apply("mod", K, 2), apply("mod", Q, 2)),
     ):
         assert split(condition) == ("None", "None", condition)
+
+
+def test_remainders_that_do_not_change_from_tile_to_tile_are_phases():
+    column = apply("mod", K, 64)
+    left, right = apply("le", sub(Q, 6), column), apply("lt", column, add(Q, 7))
+    found = key_range(all_of(CAUSAL, left, right), frozenset(), 128)
+    assert (repr(found.high), found.rest) == ("q_idx + off + 1", TRUE)
+    assert [(p, repr(low), repr(high)) for p, low, high in found.phases] == [(64, "q_idx - 6", "q_idx + 7")]
+    for tile_n, period in ((96, 64), (128, 48), (128, 4), (0, 64)):
+        other = apply("le", Q, apply("mod", K, period))
+        assert key_range(other, frozenset(), tile_n).rest is other and not key_range(other, frozenset(), tile_n).phases
