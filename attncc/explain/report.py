@@ -9,6 +9,7 @@ from attncc.ir.schedule import Schedule
 from attncc.ir.text import format_expr
 from attncc.ir.tile import TileProgram
 from attncc.stages import LEVELS, PassStep, Stages
+from attncc.targets import Target, model_accuracy
 
 WIDTH = 100
 LIMITS = {
@@ -104,6 +105,19 @@ def _classes(program: TileProgram, shape: Shape, done: Work) -> str:
     return _section(title, lines)
 
 
+def _accuracy(target: Target) -> list[str]:
+    """How far such predictions were from measured times, and on what device that was."""
+    found = model_accuracy(target)
+    if found is None:
+        return []
+    measured, a = found
+    here = "" if measured is target else f"; nothing was measured for {target.name}"
+    return [
+        f"model      off by {100 * a.median:.0f} % in the median of {a.cases} cases measured on {a.device} ({measured.name}), at most by "
+        f"{100 * a.largest:.0f} % ({a.case}){here}"
+    ]
+
+
 def _bounds(stages: Stages, shape: Shape, done: Work) -> str:
     e = predict(stages.schedule, stages.target, shape, done)
     lines = [
@@ -117,5 +131,6 @@ def _bounds(stages: Stages, shape: Shape, done: Work) -> str:
         ),
         f"{'':<10} {e.period.total:8.0f} for one key tile of a block, with what cannot overlap",
         f"predicted  {1e6 * e.seconds:.1f} us, {e.tflops:.0f} TFLOP/s, limited by {LIMITS.get(e.limit, e.limit)}",
+        *_accuracy(stages.target),
     ]
     return _section(f"work and limits on {stages.target.title} (a model: {stages.target.rates.source})", lines)

@@ -6,10 +6,16 @@ from attncc.diagnostics import Span, did_you_mean, fail
 from attncc.targets.ampere import ADA, AMPERE
 from attncc.targets.blackwell import BLACKWELL
 from attncc.targets.hopper import HOPPER
-from attncc.targets.target import CAPABILITIES, Mma, Rates, RegisterPlan, Target
+from attncc.targets.target import CAPABILITIES, Accuracy, Mma, Rates, RegisterPlan, Target
 
 TARGETS: dict[str, Target] = {t.name: t for t in (HOPPER, BLACKWELL, AMPERE, ADA)}
 """Every target, best first."""
+
+
+def model_accuracy(target: Target) -> tuple[Target, Accuracy] | None:
+    """The target on which the resource model was compared with measurements (this one, or the first that was), and the outcome."""
+    known = [t for t in (target, *TARGETS.values()) if t.accuracy is not None]
+    return (known[0], known[0].accuracy) if known else None
 
 
 def get_target(name: str, span: Span | None = None) -> Target:
@@ -34,4 +40,4 @@ def target_for_arch(arch: str) -> Target | None:
     return None
 
 
-__all__ = ["CAPABILITIES", "TARGETS", "Mma", "Rates", "RegisterPlan", "Target", "get_target", "target_for_arch"]
+__all__ = ["CAPABILITIES", "TARGETS", "Accuracy", "model_accuracy", "Mma", "Rates", "RegisterPlan", "Target", "get_target", "target_for_arch"]

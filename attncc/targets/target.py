@@ -104,6 +104,18 @@ class Manner:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """How far the resource model's times were from measured ones: relative differences over `cases` cases on `device`, their
+    median and the largest, and in which case that was. `python -m attncc.bench.predictions` computes it."""
+
+    device: str
+    cases: int
+    median: float
+    largest: float
+    case: str
+
+
+@dataclass(frozen=True)
 class Target:
     """One compilation target.
 
@@ -123,6 +135,8 @@ class Target:
     measured         shapes found best on the device for a simple score: (dim_qk, dim_v, tile_m, tile_n, groups), head dims padded.
                      They come before the resource model's choice, whose error is larger than what lies between good tiles
     manners          how their loops run best
+    accuracy         how well the resource model does where it was compared with the device; None where nothing was measured
+    published        what others published for the device: (what, TFLOP/s)
     """
 
     name: str
@@ -154,6 +168,8 @@ class Target:
     tensor_columns: int = 0
     measured: tuple[tuple[int, int, int, int, int], ...] = ()
     manners: tuple[Manner, ...] = ()
+    accuracy: Accuracy | None = None
+    published: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
         problems = tuple(_problems(self))

@@ -84,8 +84,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--no-examples", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json")
+    parser.add_argument("names", nargs="*", help="examples (default: all)")
     given = parser.parse_args(arguments)
-    sources = [] if given.no_examples else [(path.stem, str(path)) for path in EXAMPLES]
+    sources = [] if given.no_examples else [(p.stem, str(p)) for p in EXAMPLES if not given.names or p.stem in given.names]
     sources += [(f"generated {i}", generated(i)) for i in range(given.first, given.first + given.fuzz)]
     work = [(name, source, chip) for name, source in sources for chip in given.chips.split(",")]
     rows = list(_rows(work, given.jobs))

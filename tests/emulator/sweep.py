@@ -1,6 +1,6 @@
 """Every example's kernel in the emulator, in several interleavings, compared with the reference; for one target, without a GPU.
 
-    python -m tests.emulator.sweep --target blackwell --seeds 8 --json benchmarks/emulated-blackwell.json
+    python -m tests.emulator.sweep --target blackwell --seeds 8 --jobs 2 --json benchmarks/emulated-blackwell.json
 
 Small parameters and lengths, one head where the example lets its heads be chosen. Exit status 1 when a result is wrong, the emulator objects, or
 two interleavings leave different bytes.
@@ -12,6 +12,8 @@ import argparse
 import json
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -74,15 +76,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="blackwell")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json")
     parser.add_argument("names", nargs="*", help="examples (default: all)")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    paths = [path for path in EXAMPLES if not given.names or path.stem in given.names]
     rows = []
-    for path in EXAMPLES:
-        if not given.names or path.stem in given.names:
-            rows.append(examine(path, given.target, given.seeds))
-            r = rows[-1]
+    with ProcessPoolExecutor(given.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for r in pool.map(partial(examine, target=given.target, seeds=given.seeds), paths):
+            rows.append(r)
             said = "; ".join([r["wrong"], *r["findings"]]) if is_bad(r) else "right"
             print(f"{r['name']:24} {r['heads']} heads, error {r['error']:.2e} of {r['allowed']:.2e}, {r['seconds']} s: {said}", flush=True)
     print(f"{len(rows)} examples, {sum(map(is_bad, rows))} wrong, {given.seeds} interleavings each")
