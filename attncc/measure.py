@@ -99,6 +99,27 @@ def compare(kernel: Kernel, q, k, v, inputs: dict) -> CheckResult:
     )
 
 
+def measure_written(kernel: Kernel, shape: Shape, seed: int = 0, whole: bool = True) -> tuple[CheckResult, int]:
+    """One call on CPU tensors whose rows may be written in part, for kernels in the emulator: (the error over the rows that were written,
+    their number). With `whole` every row must have been."""
+    a = kernel.attention
+    q, k, v, inputs = make_inputs(a, shape.batch, shape.seq_q, shape.seq_kv, seed, "cpu")
+    out = torch.full((*q.shape[:3], a.dim_v), POISON, dtype=q.dtype)
+    start = time.perf_counter()
+    kernel(q, k, v, out=out, **inputs)
+    seconds = time.perf_counter() - start
+    written = ~torch.isnan(out.float()).all(-1)
+    wanted, eager = reference(a, q, k, v, inputs)[0], run_attention(a, q, k, v, inputs)[0]
+    rows, bad = int(written.sum()), None
+    if whole and rows < written.numel() or not rows and written.numel():
+        bad = f"{rows} of {written.numel()} rows were written"
+    elif bool(torch.isnan(out[written].float()).any()):
+        bad = "the output holds NaN"
+    shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
+    error = distance(out[written], wanted[written])
+    return CheckResult(shapes, seconds, 0, error, 2 * distance(eager, wanted) + SLACK, bad=bad), rows
+
+
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest absolute difference; 0 for empty tensors."""
     return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0

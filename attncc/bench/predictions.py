@@ -88,7 +88,8 @@ HEADER = """# Predicted times
 
 Written by `python -m attncc.bench.predictions`. The resource model (`attncc/targets/model.py`) counts cycles of the matrix units, the special function
 unit, instruction issue and shared memory for an iteration; `attncc explain` prints its prediction for any spec and sizes. First, how far it is from
-what was measured; then what it says for targets on which nothing was measured. Those figures are predictions and nothing else.
+what was measured (kernels of the version that the file of measurements names; the predictions are for those of today); then what it says for
+targets on which nothing was measured. Those figures are predictions and nothing else.
 """
 
 

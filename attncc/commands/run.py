@@ -6,6 +6,9 @@ import click
 
 from attncc.commands.common import make_kernel, shape_option, spec_options, step, target_option
 
+BLOCKS = 4
+"""Thread blocks that --emulate runs where no shape is asked for: seconds each, and an attention may have many heads."""
+
 
 @click.command("run")
 @spec_options
@@ -13,8 +16,9 @@ from attncc.commands.common import make_kernel, shape_option, spec_options, step
 @shape_option()
 @click.option("--seed", default=0, show_default=True, help="of the generated data")
 @click.option("--emulate", is_flag=True, help="run the compiled device code in the PTX emulator, without a GPU")
+@click.option("--blocks", metavar="N", type=click.IntRange(0), help="with --emulate: run so many thread blocks only, drawn by the seed; 0 runs all (default: 4, and all with --shape)")
 @click.option("--trace", type=click.Path(dir_okay=False), help="with --emulate: write a Perfetto trace to this file")
-def command(file, parameters, attention, target, shape, seed, emulate, trace):
+def command(file, parameters, attention, target, shape, seed, emulate, blocks, trace):
     """Compile the spec FILE for the GPU that is there and run it on generated data.
 
     Without a GPU the CPU interpreter of the same tile program runs, and the kernel of the best target is emitted and
@@ -26,9 +30,10 @@ def command(file, parameters, attention, target, shape, seed, emulate, trace):
     from attncc.measure import CheckResult, measure
 
     if emulate:
-        return _emulate(make_kernel(file, parameters, attention, target), shape or Shape(1, 128, 128), seed, trace)
-    if trace:
-        raise click.UsageError("--trace needs --emulate")
+        blocks = (0 if shape else BLOCKS) if blocks is None else blocks
+        return _emulate(make_kernel(file, parameters, attention, target), shape or Shape(1, 128, 128), seed, blocks or None, trace)
+    if trace or blocks is not None:
+        raise click.UsageError(f"{'--trace' if trace else '--blocks'} needs --emulate")
     on_gpu = torch.cuda.is_available()
     kernel = make_kernel(file, parameters, attention, target if on_gpu else None)
     a = kernel.attention
@@ -59,21 +64,24 @@ def command(file, parameters, attention, target, shape, seed, emulate, trace):
     return 0
 
 
-def _emulate(kernel, shape, seed: int, trace: str | None) -> int:
-    """Runs the device code in the emulator: its findings, and the error of its result. Exit status 1 for either."""
+def _emulate(kernel, shape, seed: int, blocks: int | None, trace: str | None) -> int:
+    """Runs the device code in the emulator, `blocks` thread blocks of it: its findings, and the error of the rows that were written.
+    Exit status 1 for either."""
     from attncc.emulator.findings import summary
-    from attncc.measure import measure
+    from attncc.measure import measure_written
     from attncc.runtime.emulated import emulate_calls
 
     with step("compiling"):
-        results = emulate_calls(kernel, trace=trace)
+        results = emulate_calls(kernel, trace=trace, clusters=blocks, seeds=(seed,))
     with step("emulating"):
-        result = measure(kernel, shape, seed, "cpu")
+        result, rows = measure_written(kernel, shape, seed, whole=blocks is None)
     findings = results[0].findings
     click.echo(
         f"emulated   target {kernel.stages().target.name}, {results[0].steps} warp instructions, {results[0].seconds:.1f} s"
     )
     click.echo(f"shapes     q {result.shapes[0]}, k {result.shapes[1]}, v {result.shapes[2]}")
+    if blocks is not None:
+        click.echo(f"blocks     at most {blocks} thread blocks, which wrote {rows} rows (--blocks 0 runs all)")
     click.echo(f"error      {result.error:.2e} against the float64 reference, allowed {result.allowed:.2e}")
     click.echo(f"findings   {len(results[0].errors)} errors, {len(findings) - len(results[0].errors)} warnings")
     if findings:

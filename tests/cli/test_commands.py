@@ -122,3 +122,11 @@ def test_check_does_not_wait_for_torch(attncc):
     program = "import sys; from attncc import cli; s = cli.run(['check', 'little.attn']); sys.exit(s or 9 * ('torch' in sys.modules))"
     root = str(Path(__file__).resolve().parents[2])
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {program}"], check=True)
+
+
+@pytest.mark.slow
+def test_run_emulates_a_target_that_is_not_there(attncc):
+    r = attncc("run", "little.attn", "--target", "blackwell", "--emulate", "--shape", "1x60x70", "--blocks", "1")
+    assert r.status == 0, r.err
+    assert "target blackwell" in r.out and "wrote 60 rows" in r.out and "findings   0 errors" in r.out
+    assert attncc("run", "little.attn", "--blocks", "1").status == 1, "--blocks without --emulate"
