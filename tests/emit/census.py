@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
 
 from attncc.diagnostics import AttnError
 from attncc.targets import get_target, target_for_arch
@@ -97,9 +97,13 @@ def main(arguments: list[str]) -> int:
     return int(any(is_bad(r) for r in rows))
 
 
+def _row(task: tuple[str, str, str]) -> dict:
+    return row(*task)
+
+
 def _rows(work: list[tuple[str, str, str]], jobs: int):
-    with ProcessPoolExecutor(jobs, max_tasks_per_child=COMPILES_OF_A_WORKER) as pool:
-        for made in pool.map(row, *zip(*work)):
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=COMPILES_OF_A_WORKER) as pool:
+        for made in pool.imap(_row, work):
             print(line(made), flush=True)
             yield made
 
