@@ -145,11 +145,23 @@ def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, g
             row_sum[r] = total([cute.math.fma(row_sum[r], correction[r], weights[0]), *weights[1:]])
 
 
-def step_bounded(scores, row_sum, multiplier: float, maximum: float, first: bool):
-    """As `step`, with the constant `maximum` for every row's maximum: nothing was added up before with another one."""
-    scale, shift = Float32(multiplier), Float32(-multiplier * maximum)
+def step_bounded(scores, row_max, row_sum, multiplier: float, least: float, first: bool, sets: bool):
+    """As `step` for scores that are bounded: a row's maximum stays as it was set, which is `least` at least.
+
+    It is set by the first tile (`first`, or one of those that mask: `sets`) that has a key of the row, to its maximum there; another tile sets it
+    to `least` where none did before.
+    """
     for r in range(cute.size(scores, mode=[0])):
-        weights = [arith.exp2(cute.math.fma(scores[r, c], scale, shift)) for c in range(cute.size(scores, mode=[1]))]
+        columns = range(cute.size(scores, mode=[1]))
+        if first or sets:
+            largest = quad_maximum(maximum([scores[r, c] for c in columns]))
+            found = arith.select(largest == -Float32.inf, largest, arith.fmax(largest, Float32(least)))
+            row_max[r] = found if first else arith.select(row_max[r] == -Float32.inf, found, row_max[r])
+        used = arith.fmax(row_max[r], Float32(least))
+        if not (first or sets):
+            row_max[r] = used
+        shift = used * Float32(-multiplier)
+        weights = [arith.exp2(cute.math.fma(scores[r, c], Float32(multiplier), shift)) for c in columns]
         for c, weight in enumerate(weights):
             scores[r, c] = weight
         row_sum[r] = total(weights if first else [row_sum[r], *weights])

@@ -180,9 +180,9 @@ class _Machine:
 
     def do_softmax(self, op: ir.Softmax) -> None:
         s, old = self.scores(op.scores), self.values["m"]
+        new = torch.maximum(old, s.amax(-1, keepdim=True))
         if op.maximum is not None:
-            old = torch.full_like(old, op.maximum)
-        new = old if op.maximum is not None else torch.maximum(old, s.amax(-1, keepdim=True))
+            new = torch.where((old == -INFINITY) & (new > -INFINITY), new.clamp(min=op.maximum), old)
         base = torch.where(new == -INFINITY, 0.0, new)
         weights = torch.exp2(op.multiplier * (s - base))
         factor = torch.where(old == new, 1.0, torch.exp2(op.multiplier * (old - base)))

@@ -180,7 +180,11 @@ def _softmax_step(n: Numbers, i: int, op: l3.SoftmaxStep, env) -> None:
     """Without the guard a row that has no key yet gives NaN, as on the device."""
     r = n.registers[i]
     if op.maximum is not None:
-        r[op.scores] = weights = torch.exp2(op.multiplier * (r[op.scores] - op.maximum))
+        largest = r[op.scores].amax(-1, keepdim=True)
+        old = torch.full_like(largest, -INFINITY) if op.first else r[op.row_max]
+        found = torch.where(largest > -INFINITY, largest.clamp(min=op.maximum), largest)
+        r[op.row_max] = torch.where(old == -INFINITY, found, old) if op.first or op.sets else old.clamp(min=op.maximum)
+        r[op.scores] = weights = torch.exp2(op.multiplier * (r[op.scores] - r[op.row_max].clamp(min=op.maximum)))
         total = weights.sum(-1, keepdim=True)
         r[op.row_sum] = total if op.first else total + r[op.row_sum]
         return

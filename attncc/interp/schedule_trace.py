@@ -18,7 +18,7 @@ from attncc.interp.tile_classes import table_tensors, tile_environment
 from attncc.ir import schedule as l3
 from attncc.ir.attention import Attention
 from attncc.ir.expr import Expr
-from attncc.ir.schedule_ops import parts
+from attncc.ir.schedule_ops import PLACE, parts
 from attncc.ir.tile import COLUMN_FIRST, COLUMN_STEP, TILE_COUNT, TILE_LIST, ColLet, Let, RowLet
 
 MOST_ITERATIONS = 1 << 16
@@ -163,7 +163,10 @@ class _Path:
         self.part = before
 
     def bind(self, op, env: dict[str, object]) -> dict[str, object]:
-        env = {**env, op.name: self.call.value(op.expr, env)}
+        value = self.call.value(op.expr, env)
+        if op.name in PLACE:  # with one head or one batch entry a number that all blocks share
+            value = torch.as_tensor(value).reshape(-1, 1, 1).expand(env["block_x"].shape[0], 1, 1)
+        env = {**env, op.name: value}
         if op.name == "kv_tile":
             columns = torch.arange(self.schedule.tile_n).view(1, 1, -1)
             first = env["kv_tile"] * self.schedule.tile_n

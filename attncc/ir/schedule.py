@@ -254,7 +254,8 @@ class SoftmaxStep:
     `polynomial`: of 16 neighbouring pairs of columns, how many take 2**x by a polynomial instead of the special function unit: weights
     within 2**-13 of themselves, and 2**-125 instead of less.
     `half`: "maximum" sets m and the correction alone, "weights" then does the rest, so that others get the correction early.
-    `maximum`: m is that number, which `row_max` has held from the beginning; it is not read, and no correction is made.
+    `maximum`: with `first` or `sets` m of a row that has a key here, and had none before, becomes the row's maximum, at least that number;
+    without, it becomes that number. A row's m that is set stays, and no correction is made.
     """
 
     scores: str
@@ -268,6 +269,7 @@ class SoftmaxStep:
     half: str = "both"
     polynomial: int = 0
     maximum: float | None = None
+    sets: bool = False
 
 
 @dataclass(frozen=True)

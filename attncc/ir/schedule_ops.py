@@ -73,7 +73,7 @@ def buffers_read(op) -> tuple[str, ...]:
     if isinstance(op, l3.Mma):
         return (op.a, op.b, op.dst) if op.accumulate else (op.a, op.b)
     if isinstance(op, l3.SoftmaxStep) and op.maximum is not None:
-        return (op.scores,) if op.first else (op.scores, op.row_sum)
+        return (op.scores,) if op.first else (op.scores, op.row_max, op.row_sum)
     if isinstance(op, l3.SoftmaxStep):
         if op.half == "maximum":
             return (op.scores,) if op.first else (op.scores, op.row_max)
@@ -98,7 +98,7 @@ def buffers_read(op) -> tuple[str, ...]:
 def buffers_written(op) -> tuple[str, ...]:
     """Buffers that `op` writes (a Copy writes its channel's buffer, which is not named here)."""
     if isinstance(op, l3.SoftmaxStep) and op.maximum is not None:
-        return op.scores, op.row_sum
+        return op.scores, op.row_max, op.row_sum
     if isinstance(op, l3.SoftmaxStep) and op.half != "both":
         if op.half == "weights":
             return (op.scores, op.row_sum)

@@ -130,8 +130,8 @@ class Softmax:
         l = l * c + rowsum(weights);  accumulator = accumulator * c;  m = m'
     A row whose maximum is still -inf has weights 0 and c = 1.
 
-    With `maximum` that number is m for every row, and c = 1: for scores of which it is known that no weight gets too large, and
-    not all of a row's too small, for the types that hold them.
+    With `maximum` the first key tile with a key for a row sets its m, to the maximum there or to that number if it is larger, and m stays as
+    it is (c = 1): for scores of which it is known that no weight then gets too large, and not all of a row's too small.
     """
 
     scores: str

@@ -12,7 +12,7 @@ from attncc.ir import packing
 from attncc.ir import schedule as l3
 from attncc.ir.expr import ZERO, Expr, add, apply, const, floordiv, var, variables
 from attncc.ir.schedule_ops import drop_unused_lets
-from attncc.ir.tile import REGISTER, SHARED, Let, Load, Matmul, Segment, Softmax, TileProgram, Weights
+from attncc.ir.tile import PARTIAL, REGISTER, SHARED, Let, Load, Matmul, Segment, Softmax, TileProgram, Weights
 from attncc.targets import Target
 from attncc.targets.cost import element_cost
 from attncc.targets.fit import Tiles, computing_groups, hints, splits
@@ -127,7 +127,7 @@ def _role_body(program: TileProgram, target: Target) -> tuple[l3.Op, ...]:
     inner = tuple(op for op in lets if op not in outer)
     loops = (_loop(i, s, target) for i, s in enumerate(program.segments))
     some = l3.If(apply("gt", var(TOTAL), ZERO), (*inner, *(o for op in loads for o in _copy(op)), *loops))
-    body = (*_fills(program, target), *outer, *counts, Let(TOTAL, total), some, *program.epilogue)
+    body = (*_fills(program), *outer, *counts, Let(TOTAL, total), some, *program.epilogue)
     return drop_unused_lets(body)
 
 
@@ -148,16 +148,15 @@ def count_name(segment: int) -> str:
 
 
 def _bounded(op: Softmax, target: Target) -> bool:
-    """Whether a constant stands for the running maximum: with tensor memory there is a role for corrections, and it gets them."""
+    """Whether one tile's maximum stands for all: with tensor memory there is a role for corrections, and it gets them."""
     return op.maximum is not None and not target.has("tensor_memory")
 
 
-def _fills(program: TileProgram, target: Target) -> tuple[l3.Op, ...]:
+def _fills(program: TileProgram) -> tuple[l3.Op, ...]:
     accumulators = tuple(op.dst for op in _all_ops(program) if isinstance(op, Matmul) and op.accumulate)
     fills = tuple(l3.Fill(name, 0.0) for name in dict.fromkeys(accumulators))
     if program.attention.reduction.kind == "softmax":
-        maxima = [op.maximum for op in _all_ops(program) if isinstance(op, Softmax) and _bounded(op, target)]
-        fills += (l3.Fill(ROW_MAX, maxima[0] if maxima else float("-inf")), l3.Fill(ROW_SUM, 0.0))
+        fills += (l3.Fill(ROW_MAX, float("-inf")), l3.Fill(ROW_SUM, 0.0))
     return fills
 
 
@@ -178,7 +177,7 @@ def _lower(op, segment: Segment, target: Target) -> tuple[l3.Op, ...]:
     if isinstance(op, Matmul):
         return _matmul(op, segment, target)
     if isinstance(op, Softmax) and _bounded(op, target):
-        step = l3.SoftmaxStep(op.scores, ROW_MAX, ROW_SUM, CORRECTION, op.multiplier, False, False, maximum=op.maximum)
+        step = l3.SoftmaxStep(op.scores, ROW_MAX, ROW_SUM, CORRECTION, op.multiplier, False, False, maximum=op.maximum, sets=segment.kind == PARTIAL)
         return step, l3.Convert(op.weights, op.scores)
     if isinstance(op, Softmax):
         return (

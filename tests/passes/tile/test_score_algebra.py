@@ -16,6 +16,7 @@ from attncc.passes.tile.place_values import place_values
 from tests.passes.support import after, program, same_numbers
 
 TILES = (32, 16)
+LOG2_E = 1.4426950408889634
 GATES = "tensor c: f32[batch, heads_q, seq_kv]\nbias forgetting_gate(c)\nmask causal"
 SCALE = "qk * 0.35355339059327373"
 
@@ -128,10 +129,10 @@ def test_far_positions_cost_no_accuracy(keys):
 
 
 BOUNDED = {
-    "score softcap(30.0)": 1.0,
-    "score 50.0 * tanh(s / 50.0)": 1.0 - (100.0 * 1.4426950408889634 - 94.0) / (50.0 * 1.4426950408889634),
-    "score min(max(s, -4.0), 6.0)": 6.0,
-    "score 20.0 * sigmoid(s) - 5.0": 15.0,
+    "score softcap(30.0)": 1.0 - 67.0 / (30.0 * LOG2_E),
+    "score 50.0 * tanh(s / 50.0)": 1.0 - 67.0 / (50.0 * LOG2_E),
+    "score min(max(s, -4.0), 6.0)": 6.0 - 67.0 / LOG2_E,
+    "score 20.0 * sigmoid(s) - 5.0": 15.0 - 67.0 / LOG2_E,
 }
 
 
@@ -167,3 +168,11 @@ def test_rows_at_the_bounds_are_exact_in_float32(cap):
     out, own = run_tile(bound_scores(before), q, k, v, inputs, dtype=torch.float32)
     torch.testing.assert_close(out, wanted.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(own, lse.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_one_key_has_the_weight_one():
+    """Rounded weights and their unrounded sum: the value of the only key comes out as it is."""
+    before = program("score softcap(30.0)\nmask causal_top_left", TILES, upto="bound_scores")
+    q, k, v, inputs = make_inputs(before.attention, 1, 40, 40)
+    out, _ = run_tile(bound_scores(before), q, k, v, inputs, dtype=torch.float32, round_weights=True)
+    assert torch.equal(out[:, 0], v[:, 0].repeat_interleave(2, 1).float())
