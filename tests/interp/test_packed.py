@@ -10,9 +10,11 @@ from attncc.interp.reference import reference
 from attncc.interp.run_attention import run_attention
 from attncc.interp.run_schedule import run_schedule
 from attncc.interp.run_tile import run_tile
-from attncc.ir.packing import ARGUMENTS, pack, unpack
+from attncc.ir.packing import ARGUMENTS, has_tile, pack, unpack
+from attncc.ir.schedule import If, SetRegisters
 from attncc.ir.text import format_program, parse_program
 from attncc.lower import load
+from attncc.passes.schedule.skip_missing_tiles import skip_missing_tiles
 from attncc.targets import TARGETS
 from tests.runtime.specs import PLAIN, RICH
 
@@ -81,6 +83,22 @@ def test_levels(spec, target):
         wanted = reference(stages.attention, *data)
         same(run_tile(stages.tile, *data, strict=True), wanted)
         same(run_schedule(stages.schedule, *data, seed=seed, strict=True), wanted)
+
+
+@pytest.mark.parametrize("target", ["hopper", "ampere"])
+def test_blocks_without_a_tile_do_nothing(target):
+    """The pass puts every role under one condition after its registers are set, and changes no result."""
+    stages = driver.lower(pack(load(PLAIN)), TARGETS[target])
+    before, after = stages.level("L3")[-2].program, stages.schedule
+    assert stages.level("L3")[-1].name == "skip_missing_tiles" and skip_missing_tiles(after) == after
+    for old, new in zip(before.roles, after.roles):
+        kept = tuple(op for op in old.body if isinstance(op, SetRegisters))
+        assert new.body == (*kept, If(has_tile(), old.body[len(kept) :]))
+    data = make_inputs(stages.attention, 3, 150, 90, 2)
+    for schedule in (before, after):
+        same(run_schedule(schedule, *data, seed=1), reference(stages.attention, *data))
+    padded = driver.lower(load(PLAIN), TARGETS[target])
+    assert not padded.level("L3")[-1].changed, "there all blocks have a tile"
 
 
 def test_a_packed_program_has_a_text():
