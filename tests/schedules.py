@@ -20,6 +20,7 @@ TEXTS = {
     "dense": "attention dense { " + HEAD + " }",
     "causal": "attention causal { " + HEAD + " mask kv_idx <= q_idx + off }",
     "wide": "attention wide { " + HEAD.replace("32", "256") + " mask kv_idx <= q_idx + off }",
+    "narrow": "attention narrow { " + HEAD.replace("32", "64") + " mask kv_idx <= q_idx + off }",
     "window": "attention window { " + HEAD + " mask kv_idx <= q_idx + off and kv_idx > q_idx + off - 150 }",
     "pairs": "attention pairs { " + HEAD + " tensor pair: bf16[heads_q, seq_q, seq_kv]\n bias pair[h, q_idx, kv_idx]\n mask kv_idx <= q_idx + off }",
     "sigmoid": "attention sigmoid_one { " + HEAD + " mask kv_idx <= q_idx + off\n reduction sigmoid }",

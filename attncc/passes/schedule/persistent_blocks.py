@@ -38,17 +38,15 @@ ALIKE = 1.25
 
 def persistent_blocks(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     """`schedule` with a loop over work tiles in every role; unchanged where their costs are not known beforehand."""
-    if not (target.has("roles") and target.has("tma_store")) or len(schedule.roles) != 2 or not has_steady_costs(schedule):
+    known = target.manner(schedule.attention.dim_qk, schedule.attention.dim_v, compute_role(schedule).groups)
+    if not (known and known.several and target.has("tma_store")) or len(schedule.roles) != 2 or not has_steady_costs(schedule):
         return schedule
     q, out = _q_channel(schedule), _stored(schedule)
     if q is None or out is None:
         return schedule
-    before, schedule = schedule, _apart(schedule, out, target)
+    schedule = _apart(schedule, out, target)
     over_q = schedule.buffer(out).alias is not None
     consumer = compute_role(schedule)
-    known = target.manner(schedule.attention.dim_qk, schedule.attention.dim_v, consumer.groups)
-    if not (known.several if known else not over_q):
-        return before
     producer = role_named(schedule, schedule.channel(q).producer)
     computing = _end_with_release(consumer.body, q) if over_q else _release_early(consumer.body, q, out)
     copying = always(producer.body, q)
