@@ -193,7 +193,7 @@ class Kernel:
 
     def _choice(self, target: Target) -> Choice | None:
         """What is compiled for `target` where tuning has found something for this GPU."""
-        if self.choice is not None or not torch.cuda.is_available():
+        if self.choice is not None or not tuned.anything() or not torch.cuda.is_available():
             return self.choice
         return tuned.remembered(self.digest, target.name, torch.cuda.get_device_name())
 

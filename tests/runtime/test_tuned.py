@@ -81,6 +81,14 @@ def test_compilations_take_what_is_remembered(device, monkeypatch):
     assert tile_n() != 96
 
 
+def test_cuda_is_not_asked_where_nothing_was_tuned(device, monkeypatch):
+    def asked(*a):
+        raise AssertionError("a process that only compiles should not touch the GPU")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", asked)
+    assert attncc.compile(TEXT, target="hopper").schedule.target == "hopper"
+
+
 def test_nothing_is_remembered_without_a_cache(device, monkeypatch):
     monkeypatch.setenv("ATTNCC_CACHE", "off")
     assert not tuned.remember("x", "hopper", device[0], Choice(128, 96, 2, 2))
