@@ -8,6 +8,7 @@ from functools import cache
 from attncc import pipeline
 from attncc.ir import schedule as l3
 from attncc.ir.attention import Attention
+from attncc.ir.packing import pack
 from attncc.ir.schedule_ops import rewrite
 from attncc.lower import load
 from attncc.lower.attention_to_tile import lower_attention_to_tile
@@ -32,8 +33,9 @@ TILES = {"hopper": (128, 64), "blackwell": (256, 64), "ampere": (128, 32), "ada"
 
 @cache
 def attention(name: str) -> Attention:
-    """The attention `name` of TEXTS, after the L1 passes."""
-    return pipeline.run_passes(load(TEXTS[name]), pipeline.ATTENTION_PASSES, pipeline.CHECKS["L1"])
+    """The attention `name` of TEXTS, after the L1 passes; "packed" is the causal one for packed sequences."""
+    attention = pack(load(TEXTS["causal"])) if name == "packed" else load(TEXTS[name])
+    return pipeline.run_passes(attention, pipeline.ATTENTION_PASSES, pipeline.CHECKS["L1"])
 
 
 @cache
