@@ -118,12 +118,13 @@ def emulate(
     trace: path of a Perfetto JSON file to write (first seed).
     ptx: PTX text to run in place of the compiled one (same kernels and parameters), to try a change.
     stop_at_first: stop after the first seed with an error.
-    clusters: run only so many clusters (CTAs) of the last launch, picked by the seed: the rest of the output is not written.
+    clusters: run only so many clusters (CTAs) of the last launch, picked by the first seed: the rest of the output is not
+        written.
     Raises PtxError for PTX it does not know.
     """
     start = time.perf_counter()
-    limits = dataclasses.replace(limits or Limits(), clusters=clusters)
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    limits = dataclasses.replace(limits or Limits(), clusters=clusters, pick=chosen[0])
     prepared = _prepare(compiled, ptx)
     tensors = tensors_in(args, prepared.host.names)
     memory = allocations(tensors)
@@ -138,7 +139,7 @@ def emulate(
         result.steps += _run_launches(prepared, launches, memory, log, limits, trace if number == 0 else None)
         result.findings.extend(f for f in log.items if not _known(result.findings, f))
         after = [r.data.copy() for r in memory.regions]
-        if clusters is None and outcome is not None and not all(np.array_equal(a, b) for a, b in zip(outcome, after)):
+        if outcome is not None and not all(np.array_equal(a, b) for a, b in zip(outcome, after)):
             result.deterministic = False
         outcome = after
         if stop_at_first and log.errors():
@@ -164,8 +165,12 @@ def _run_launches(prepared, launches, memory: GlobalMemory, log: FindingLog, lim
         machine = Machine(program, launch, memory, log, own, trace)
         for region in memory.regions:
             region.shadow = Shadow(machine, region.name, len(region.data), _granule(region), initialised=True)
+        if trace:
+            trace.begin(number, len(launches))
         with np.errstate(all="ignore"):
             machine.run()
+        if trace:
+            trace.end(machine.steps, len(machine.ops))
         steps += machine.steps
         if log.errors():
             break

@@ -52,13 +52,14 @@ class Limits:
     """How far a run may go.
 
     max_steps: warp instructions of one launch. idle_steps: instructions without any effect before a livelock is reported.
-    resident_clusters: how many run side by side. clusters: run only so many of the last launch's, picked by the seed.
+    resident_clusters: how many run side by side. clusters: run only so many of the last launch's, picked by the number `pick`.
     """
 
     max_steps: int = 200_000_000
     idle_steps: int = 400_000
     resident_clusters: int = 2
     clusters: int | None = None
+    pick: int = 0
 
 
 class Machine:
@@ -142,6 +143,8 @@ class Machine:
         self.ops.append(operation)
         if generic:
             self.generic_ops |= 1 << operation.number
+        if self.trace:
+            self.trace.issued(operation)
         if queue:
             self.pending.append(operation)
             self.events += 1
@@ -194,7 +197,7 @@ class Machine:
         every = [(x, y, z) for z in range(counts[2]) for y in range(counts[1]) for x in range(counts[0])]
         if self.limits.clusters is None or len(every) <= self.limits.clusters:
             return every
-        return sorted(self.rng.sample(every, self.limits.clusters), key=every.index)
+        return sorted(random.Random(self.limits.pick).sample(every, self.limits.clusters), key=every.index)
 
     def _schedule(self, active: list[Cluster], more: bool) -> None:
         """Run warps until some cluster finishes."""

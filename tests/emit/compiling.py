@@ -28,7 +28,12 @@ def compile_schedule(schedule: Schedule, chip: str, tensor: str) -> Outcome:
     """`tensor` is a part of the name of the tensor instructions ("GMMA", "HMMA") that mark the loops."""
     text = emit(schedule)
     module = load.module(load.store(text, "test"))
-    (image,) = cubin.cubins(compile_module(module, schedule.attention, options(chip)))
+    return outcome_of(compile_module(module, schedule.attention, options(chip)), tensor)
+
+
+def outcome_of(compiled, tensor: str) -> Outcome:
+    """As compile_schedule, of what `cute.compile` returned."""
+    (image,) = cubin.cubins(compiled)
     resources = max(cubin.resources(image).values(), key=lambda r: r.code)
     text = cubin.sass(image)
     loops = sorted(cubin.tensor_loops(text, tensor), key=len)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import sys
 import types
@@ -145,23 +146,39 @@ def backward(interface, q, k, v, causal=False, seeds=1):
     return found, [t.grad for t in wide], results
 
 
-def main(argv):
-    """capability, head dim, causal, q heads, kv heads, q length, k length, seeds, and "backward" for gradients."""
+def run_case(interface, case, seeds: int, gradients: bool) -> dict:
+    """The results of a case in words, its errors for each kernel launched, and the largest difference from the reference.
+
+    case: head dim, causal, query heads, key heads, query length, key length.
+    """
     import torch
 
-    capability, dim, causal, heads, kv_heads, q_len, k_len, seeds = map(int, argv[:8])
-    interface = load(capability)
+    dim, causal, heads, kv_heads, q_len, k_len = case
     torch.manual_seed(0)
     q = torch.randn(1, q_len, heads, dim).bfloat16()
     k, v = (torch.randn(1, k_len, kv_heads, dim).bfloat16() for _ in range(2))
-    if argv[8:]:
+    if gradients:
         found, wanted, results = backward(interface, q, k, v, bool(causal), seeds)
     else:
         out, _, results = forward(interface, q, k, v, bool(causal), seeds)
         found, wanted = [out], [reference(q, k, v, bool(causal))]
-    for result in results:
-        print(result)
-    print("error", max((a.float() - b).abs().max().item() for a, b in zip(found, wanted)))
+    return {
+        "text": "\n".join(map(str, results)),
+        "errors": [len(r.errors) for r in results],
+        "seeds": [len(r.seeds) for r in results],
+        "steps": sum(r.steps for r in results),
+        "difference": max((a.float() - b).abs().max().item() for a, b in zip(found, wanted)),
+    }
+
+
+def main(argv):
+    """capability. Each line of the input is a JSON list of arguments of `run_case` after the first; its result is a line, too."""
+    interface = load(int(argv[0]))
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # what others print is no answer
+    for line in sys.stdin:
+        answers.write(json.dumps(run_case(interface, *json.loads(line))) + "\n")
+        answers.flush()
 
 
 def scores(q, k, causal):

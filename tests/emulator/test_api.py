@@ -1,5 +1,6 @@
 """The launch as captured, the trace, names of elements out of bounds, strided tensors, sampling of CTAs."""
 
+import itertools
 import json
 
 import cutlass
@@ -11,8 +12,11 @@ from cuda.bindings.driver import CUstream
 from cutlass import Float32
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
 
+import attncc
 from attncc.emulator import EmulationError, emulate, keep_ptx
 from attncc.emulator.findings import PtxError
+from attncc.interp.data import make_inputs
+from attncc.runtime.emulated import emulate_calls
 from tests.emulator.support import SCALE, compiled, inputs
 
 OPTIONS = "--gpu-arch sm_80 --enable-tvm-ffi"
@@ -89,7 +93,34 @@ def test_trace_opens_as_json(tmp_path):
     events = json.loads(path.read_text())["traceEvents"]
     assert {"run", "wait", "async"} <= {e.get("cat") for e in events}
     assert any("TMA load" in e["name"] for e in events)
-    assert {e["args"]["name"] for e in events if e["ph"] == "M"} >= {"cta (0, 0, 0)", "warp 0", "warp 11"}
+    names = {e["args"]["name"] for e in events if e["ph"] == "M"}
+    assert names >= {"cta (0, 0, 0)", "warp 0: TMA load", "warp 4: wgmma, TMA store", "warp 11: wgmma"}, names
+
+
+def test_trace_of_several_launches(tmp_path):
+    """One launch after the other, each with its own tracks: slices of a track never overlap, operations are told apart."""
+    text = (
+        "attention packed { heads q = 1, kv = 1\n dim 64\n dtype bf16\n tensor d: i32[b, seq_q] in 0..4 sorted\n"
+        " mask document(d, d) }"
+    )
+    kernel = attncc.compile(text, target="ampere")
+    path = tmp_path / "trace.json"
+    results = emulate_calls(kernel, trace=str(path))
+    q, k, v, tensors = make_inputs(kernel.attention, 1, 64, 64, 0, "cpu")
+    kernel(q, k, v, **tensors)
+    assert len(results[0].launches) > 1
+    events = json.loads(path.read_text())["traceEvents"]
+    names = {e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert {"launch 1, cta (0, 0, 0)", "launch 2, cta (0, 0, 0)"} <= names
+    tracks = {}
+    for e in events:
+        if e["ph"] == "X":
+            tracks.setdefault((e["pid"], e["tid"]), []).append((e["ts"], e["ts"] + e["dur"]))
+    for spans in tracks.values():
+        spans.sort()
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    begun = [e["id"] for e in events if e["ph"] == "b"]
+    assert len(begun) == len(set(begun)) and sorted(begun) == sorted(e["id"] for e in events if e["ph"] == "e")
 
 
 def test_some_ctas_only():

@@ -9,7 +9,7 @@ from tests.emulator.support import run
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.kernel}: {f.name}")
 def test_planted_fault_is_found(fault):
-    result, _ = run(fault.kernel, 256, seeds=8, change=fault.change, **fault.options)
+    result, _ = run(fault.kernel, 192 if fault.kernel == "fa2" else 256, seeds=8, change=fault.change, **fault.options)
     found = {f.kind for f in result.findings}
     assert found & fault.kinds, f"expected {sorted(fault.kinds)}:\n{result}"
 
