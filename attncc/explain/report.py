@@ -17,6 +17,7 @@ LIMITS = {
     "special": "the special-function unit",
     "issue": "instruction issue",
     "shared": "shared memory",
+    "fill": "copies from the L2 cache",
 }
 UNITS = {unit: f"of {name}" for unit, name in LIMITS.items()}
 
@@ -128,6 +129,7 @@ def _bounds(stages: Stages, shape: Shape, done: Work) -> str:
         *(
             f"{'cycles' if not i else '':<10} {getattr(e.period, unit):8.0f} {what}"
             for i, (unit, what) in enumerate(UNITS.items())
+            if getattr(e.period, unit)
         ),
         f"{'':<10} {e.period.total:8.0f} for one key tile of a block, with what cannot overlap",
         f"predicted  {1e6 * e.seconds:.1f} us, {e.tflops:.0f} TFLOP/s, limited by {LIMITS.get(e.limit, e.limit)}",

@@ -47,10 +47,14 @@ class ElementCost:
     weights: bool = False
 
     @property
+    def is_banded(self) -> bool:
+        """Whether the mask has several conditions, or reads tensors: such masks (documents, neighbourhoods) keep few keys of a row."""
+        return bool(self.mask_columns or self.mask_loads or self.mask_size > SHORT_MASK)
+
+    @property
     def is_simple(self) -> bool:
         """Whether score and mask need next to no registers: a scaled score, and a short mask of bounds on the key's position."""
-        in_mask = self.mask_columns or self.mask_loads or self.mask_size > SHORT_MASK
-        return not (self.instructions or self.columns or self.gathers or self.weights or in_mask)
+        return not (self.instructions or self.columns or self.gathers or self.weights or self.is_banded)
 
 
 @lru_cache(maxsize=256)

@@ -48,6 +48,7 @@ HOPPER = Target(
         copy_cycles=800.0,
         tensor_share=0.88,
         source="H100 SXM: unit rates, copy bandwidth and the issue share of attention kernels were measured on the device",
+        fill_bytes=22.0,  # from the times of tiles of 128 and 192 rows at the power limit (docs/performance-log.md)
     ),
     # H100 at its power limit, TFLOP/s without and with a causal mask (docs/performance-log.md): three groups share each copy of K and V,
     # which takes a third off what moves from the L2 cache, and that is power

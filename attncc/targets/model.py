@@ -1,7 +1,7 @@
 """The resource model: how long a kernel should take, and which unit limits it.
 
-One key-tile iteration of a block keeps four units busy: the tensor cores, the special function unit (exp2), the issue slots
-and shared memory. With asynchronous products they overlap and the slowest all but sets the period; with synchronous ones they
+One key-tile iteration of a block keeps five units busy: the tensor cores, the special function unit (exp2), the issue slots,
+shared memory, and the way from the L2 cache. With asynchronous products they overlap and the slowest all but sets the period; with synchronous ones they
 overlap only across warps. With one stage the copy of the next tile is waited for. Around the loop a tile pays for its first loads and its output. Figures come from `Target.rates`.
 """
 
@@ -23,7 +23,7 @@ CORRECTION_INSTRUCTIONS = 1.0
 """Of the correcting role, for an element of the output: half a packed multiplication, its part of a load and a store."""
 OVERLAP = 4.0
 """Units that overlap hinder each other a little: the exponent of the norm that adds their times."""
-UNITS = ("tensor", "special", "issue", "shared")
+UNITS = ("tensor", "special", "issue", "shared", "fill")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Period:
     issue: float
     shared: float
     total: float
+    fill: float = 0.0
 
     @property
     def limit(self) -> str:
@@ -84,13 +85,16 @@ def period(
         slots += tiles.tile_m * v / WARP_THREADS * CORRECTION_INSTRUCTIONS
     issue = slots / (r.issue * share)
     shared = _shared_cycles(target, tiles, qk, v) / 0.9
-    units = (tensor, special, issue, shared)
+    fill = 0.0
+    if r.fill_bytes and not extra.is_banded:  # the short loops of banded masks wait for other things
+        fill = tiles.tile_n * (qk + v) * bytes_of(attention.dtype) * resident / r.fill_bytes
+    units = (tensor, special, issue, shared, fill)
     if target.has("async_mma"):
         total = sum(u**OVERLAP for u in units) ** (1.0 / OVERLAP)
     else:
         total = max(units) + (sum(units) - max(units)) / max(1.0, warps * resident / r.issue)
     exposed = r.copy_cycles if tiles.stages < 2 and target.has("roles") else 0.0
-    return Period(*units, total + r.step_cycles + exposed)
+    return Period(tensor, special, issue, shared, total + r.step_cycles + exposed, fill)
 
 
 def polynomials(attention: Attention, target: Target, tiles: Tiles) -> int:

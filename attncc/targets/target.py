@@ -52,6 +52,7 @@ class Rates:
     tile_cycles    cycles of a query tile outside its iterations: block start, first copies, output
     step_cycles    cycles of an iteration in which a block's units wait for each other
     copy_cycles    latency of a tile's copy
+    fill_bytes     bytes that copies bring to an SM from the L2 cache when all SMs copy; None: no limit is known
     tensor_share   part of the peak that a long chain of products reaches (power, instruction gaps)
     element_instructions, loop_instructions
                    of softmax, for a score element, and for a warp and iteration (counted in compiled kernels)
@@ -71,6 +72,7 @@ class Rates:
     copy_cycles: float
     tensor_share: float
     source: str
+    fill_bytes: float | None = None
     element_instructions: float = 4.5
     loop_instructions: float = 105.0
 

@@ -127,7 +127,8 @@ def _narrowed(schedule: l3.Schedule, role: l3.Role, outer: l3.If, own: TileProgr
     for i in range(len(own.segments)):
         total = var(f"{OWN}_{i}") if total is ZERO else add(total, var(f"{OWN}_{i}"))
     above = simplify(sub(end, here(_end_of(own.segments[0].tile))))
-    lets += [Let(OWN_TOTAL, total), Let(PASSED, select(some, above, var(TOTAL)))]
+    # an empty range lies anywhere: a group without a tile passes over all
+    lets += [Let(OWN_TOTAL, total), Let(PASSED, select(apply("gt", var(OWN_TOTAL), ZERO), above, var(TOTAL)))]
     lets += [Let(LEFT, sub(sub(var(TOTAL), var(PASSED)), var(OWN_TOTAL)))]
     loops = iter(zip(own.segments, range(len(own.segments))))
 
