@@ -145,11 +145,12 @@ def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, g
             row_sum[r] = total([cute.math.fma(row_sum[r], correction[r], weights[0]), *weights[1:]])
 
 
-def step_bounded(scores, row_max, row_sum, multiplier: float, least: float, first: bool, sets: bool):
+def step_bounded(scores, row_max, row_sum, dtype, multiplier: float, least: float, first: bool, sets: bool):
     """As `step` for scores that are bounded: a row's maximum stays as it was set, which is `least` at least.
 
     It is set by the first tile (`first`, or one of those that mask: `sets`) that has a key of the row, to its maximum there; another tile sets it
-    to `least` where none did before.
+    to `least` where none did before. Rows with few keys have them in such tiles: there the sum is that of the weights as they
+    will be rounded to `dtype`, so that the output of a row with one key is its value, whatever the weight.
     """
     for r in range(cute.size(scores, mode=[0])):
         columns = range(cute.size(scores, mode=[1]))
@@ -162,6 +163,8 @@ def step_bounded(scores, row_max, row_sum, multiplier: float, least: float, firs
             row_max[r] = used
         shift = used * Float32(-multiplier)
         weights = [arith.exp2(cute.math.fma(scores[r, c], Float32(multiplier), shift)) for c in columns]
+        if first or sets:
+            weights = [weight.to(dtype).to(Float32) for weight in weights]
         for c, weight in enumerate(weights):
             scores[r, c] = weight
         row_sum[r] = total(weights if first else [row_sum[r], *weights])

@@ -40,7 +40,7 @@ assert callable(launcher.launch)
 
 def seconds(program: str, cache: str) -> tuple[float, float]:
     """(wall, CPU) time of a fresh process that runs `program`, from before it is started until it has ended its work."""
-    environment = {**os.environ, "ATTNCC_CACHE": cache, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "ATTNCC_CACHE": cache, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     program += "\nimport time\nprint(time.time(), time.process_time(), flush=True)"
     start = time.time()
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)

@@ -35,9 +35,10 @@ def bound_scores(program: TileProgram) -> TileProgram:
     Safety: m is the maximum of one tile, at least `maximum` = high - LARGEST_EXPONENT / multiplier. So no weight exceeds
     2**LARGEST_EXPONENT, and a row's largest is not below 2**(multiplier * (low - maximum)), which must reach LEAST_EXPONENT; else
     the program stays as it is: a cap above 55 in bf16, above 10 in fp16. Each weight keeps the relative precision of its type,
-    sums are float32, values of V up to 2**40 cannot overflow. The weight of a row with one key is exactly 1, as with a running maximum;
-    where a later tile has the largest score, its weight is rounded, which the running maximum would have made 1 (error over eager in 300
-    draws of 140 queries and 300 keys, in bf16: 1.94 at most with a constant for all rows, 1.00 with the running maximum).
+    sums are float32, values of V up to 2**40 cannot overflow. Where a row's largest weight is not 1 it is rounded, as a running
+    maximum would not let it be (error over eager in 300 draws of 140 queries and 300 keys, in bf16: 1.94 at most with a constant for all rows,
+    1.00 with the running maximum). Rows with few keys have them in tiles with a mask; there sums are of rounded weights, and the output of a
+    row with one key is its value.
     A target with a role of its own for corrections keeps the running maximum.
     """
     scores = {op.expr for s in program.segments for op in s.body if isinstance(op, Score)}
