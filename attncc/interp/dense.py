@@ -51,7 +51,9 @@ def dot_products(attention: Attention, q: torch.Tensor, k: torch.Tensor, dtype: 
 def mask_of(attention: Attention, env: dict, tensors: dict, dtype=torch.float64) -> torch.Tensor:
     """The mask, expanded to (batch, heads_q, seq_q, seq_kv)."""
     shape = torch.broadcast_shapes(*(env[n].shape for n in ("b", "h", "q_idx", "kv_idx")))
-    return evaluate(attention.mask, env, tensors, dtype=dtype, device=env["b"].device).expand(shape)
+    device = env["b"].device
+    cells = torch.ones((), dtype=torch.bool, device=device).expand(shape)  # none, with no key: then nothing is read
+    return evaluate(attention.mask, env, tensors, valid=cells, dtype=dtype, device=device).expand(shape)
 
 
 def scores_of(attention: Attention, q, k, env: dict, tensors: dict, mask: torch.Tensor, dtype) -> torch.Tensor:

@@ -280,6 +280,11 @@ def _pow_derivative(a, b):
     return b * torch.pow(a, b - 1), torch.pow(a, b) * torch.log(a)
 
 
+def _number_of_two(ints, floats):
+    """A minimum or maximum: of a number and NaN, the number."""
+    return lambda a, b: floats(a, b) if a.is_floating_point() else ints(a, b)
+
+
 LN2 = math.log(2.0)
 
 OPERATIONS = {
@@ -307,8 +312,8 @@ OPERATIONS = {
     "neg": torch.neg,
     "bitnot": torch.bitwise_not,
     "pow": _singular(torch.pow, _pow_derivative),
-    "min": torch.minimum,
-    "max": torch.maximum,
+    "min": _number_of_two(torch.minimum, torch.fmin),
+    "max": _number_of_two(torch.maximum, torch.fmax),
     "abs": _singular(torch.abs, lambda a: (torch.sign(a),)),
     "exp": _singular(torch.exp, lambda a: (torch.exp(a),)),
     "exp2": _singular(torch.exp2, lambda a: (torch.exp2(a) * LN2,)),

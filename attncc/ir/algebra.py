@@ -139,6 +139,7 @@ class Algebra:
         self._proved: dict[Linear, bool] = {}
         self._ranges: dict[Expr, tuple[int | None, int | None]] = {}
         self._expanded: dict[Expr, Expr] = {}
+        self._trusted: dict[Expr, bool] = {}
 
     # ---- sums
 
@@ -365,7 +366,8 @@ class Algebra:
             inside = low is not None and high is not None and low // c == high // c
             return (low % c, high % c) if inside else (0, c - 1)
         if term.op == "abs":
-            return 0, None
+            low, high = self.range(term.args[0])
+            return max(0, low or 0, -(high or 0)), (None if low is None or high is None else max(-low, high))
         if term.op == "mul":
             (a, b), (c, d) = (self.range(x) for x in term.args)
             if None not in (a, b, c, d):
@@ -376,13 +378,15 @@ class Algebra:
 
     def trusted(self, expr: Expr) -> bool:
         """Whether every int below `expr` stays inside 32 bits while positions and lengths stay below TYPICAL_LENGTH."""
-        typical = Facts(
-            {**{n: (0, TYPICAL_LENGTH) for n in _LENGTHS}, "off": (-TYPICAL_LENGTH, TYPICAL_LENGTH), **self._finite()},
-            self.facts.tensors,
-            {},
-        )
-        probe = Algebra(typical)
-        return all(probe._fits(node) for node in walk(expr) if node.type == INT)
+        if expr not in self._trusted:
+            typical = Facts(
+                {**{n: (0, TYPICAL_LENGTH) for n in _LENGTHS}, "off": (-TYPICAL_LENGTH, TYPICAL_LENGTH), **self._finite()},
+                self.facts.tensors,
+                {},
+            )
+            probe = Algebra(typical)
+            self._trusted[expr] = all(probe._fits(node) for node in walk(expr) if node.type == INT)
+        return self._trusted[expr]
 
     def fits(self, expr: Expr) -> bool:
         """As `trusted`, and the range of `expr` is known: it reads nothing that may hold any number."""

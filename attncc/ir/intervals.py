@@ -11,6 +11,7 @@ large as possible among the sub-expressions that vary along one axis only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from attncc.ir.algebra import LARGEST, Algebra, Linear, conjoin, disjoin, linear, negate, to_expr
@@ -192,12 +193,16 @@ class Intervals:
         return ZERO, (self.algebra.minimum(*known) if known else None)
 
     def _int_to_int(self, term: Expr) -> Interval:
+        if not never_nan(term.args[0]):
+            return UNKNOWN  # the int of NaN is 0
         low, high = self.of(term.args[0])
         return tuple(None if x is None else apply("to_int", x) for x in (low, high))
 
     # ---- floats: operations that round to nearest keep order, so bounds are sound in the same arithmetic
 
     def _float(self, expr: Expr) -> Interval:
+        if expr.op in ("min", "max", "select") and not all(never_nan(a) for a in expr.args if a.type == FLOAT):
+            return UNKNOWN  # they lose a NaN, and with it the bound of the numbers beside it
         if expr.op in ("min", "max"):
             return self._extreme(expr, lambda *x: _nest(expr.op, x), expr.op == "min")
         if expr.op in _RANGES:
@@ -260,12 +265,15 @@ class Intervals:
             other = conjoin(self._condition(c, False), self._condition(b, wanted))
             return disjoin(taken, other)
         if expr.op in _COMPARISONS and expr.args[0].type != BOOL:
+            if not self.algebra.trusted(expr):
+                return TRUE
+            if not wanted and not all(a.type == INT or never_nan(a) for a in expr.args):
+                return TRUE  # a comparison with NaN is false, and no bound shows it
             return self.compare(expr.op if wanted else _INVERSE[expr.op], *expr.args)
         return TRUE
 
     def compare(self, op: str, a: Expr, b: Expr) -> Expr:
-        """Whether `a op b` may hold somewhere. A float NaN compares false to everything, then bounds say nothing wrong:
-        its inverse is the one that may hold, and bounds of NaN are never smaller than it."""
+        """Whether `a op b` may hold somewhere. A bound that is NaN says nothing: it must not decide."""
         if op == "eq":
             special = self._congruence(a, b)
             if special is not None:
@@ -277,7 +285,9 @@ class Intervals:
             return self.compare("lt" if op == "gt" else "le", b, a)
         if a.type == FLOAT:
             low, high = self.of(a)[0], self.of(b)[1]
-            return TRUE if low is None or high is None else apply(op, low, high)
+            if low is None or high is None:
+                return TRUE
+            return apply(op, low, high) if never_nan(a) and never_nan(b) else apply("not", apply(_INVERSE[op], low, high))
         left, right = _two_sides(linear(a).plus(linear(b), -1))
         if abs(right.constant) > 2 * LARGEST:
             return TRUE
@@ -313,6 +323,33 @@ class Intervals:
 
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _INVERSE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
+
+
+_FINITE = 1e6
+"""Constant factors up to this keep an int, or a few products of it, inside float32."""
+
+
+def never_nan(expr: Expr) -> bool:
+    """Whether a float expression is a number everywhere. Data may hold anything; an infinity less another one is none."""
+    if expr.op in ("exp", "exp2", "tanh", "sigmoid", "neg", "abs", "min", "max"):
+        return all(map(never_nan, expr.args))
+    return _is_finite(expr)
+
+
+def _is_finite(expr: Expr) -> bool:
+    if expr.op == "const":
+        return math.isfinite(expr.value)
+    if expr.op == "to_float":
+        return True
+    if expr.op in ("tanh", "sigmoid"):
+        return never_nan(expr.args[0])
+    if expr.op == "select":
+        return all(map(_is_finite, expr.args[1:]))
+    if expr.op in ("mul", "div"):
+        a, b = expr.args if expr.args[1].op == "const" else expr.args[::-1]
+        known = b.op == "const" and (expr.op == "mul" or b is expr.args[1]) and 1 / _FINITE <= abs(b.value) <= _FINITE
+        return known and _is_finite(a)
+    return expr.op in ("add", "sub", "neg", "abs", "min", "max") and all(map(_is_finite, expr.args))
 
 
 def _two_sides(form: Linear) -> tuple[Linear, Linear]:

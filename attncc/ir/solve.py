@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Union
 
 from attncc.ir.algebra import LARGEST, Algebra, Linear, clamp, conjoin, is_clamp, linear, negate, number, to_expr
-from attncc.ir.expr import BOOL, INT, TRUE, ZERO, Expr, apply, select, variables
+from attncc.ir.expr import BOOL, FLOAT, INT, TRUE, ZERO, Expr, apply, select, variables
 from attncc.ir.intervals import Intervals, Summarise
 
 MOST_ALTERNATIVES = 32
@@ -51,7 +51,7 @@ def alternatives(expr: Expr, wanted: bool, algebra: Algebra) -> tuple[Conjunctio
     """Conjunctions of which at least one holds exactly where `expr` is `wanted`."""
     if expr.op == "const":
         return ((),) if expr.value == wanted else ()
-    if not variables(expr) & INDICES or (expr.op in _COMPARE and not algebra.trusted(expr)):
+    if not variables(expr) & INDICES or (expr.op in _COMPARE and not _opens(expr, algebra)):
         return ((expr if wanted else negate(expr),),)
     if expr.op == "not":
         return alternatives(expr.args[0], not wanted, algebra)
@@ -63,6 +63,11 @@ def alternatives(expr: Expr, wanted: bool, algebra: Algebra) -> tuple[Conjunctio
     if expr.op in _COMPARE:
         return _comparison(_COMPARE[expr.op][not wanted], *expr.args, algebra)
     return ((expr if wanted else negate(expr),),)
+
+
+def _opens(expr: Expr, algebra: Algebra) -> bool:
+    """Whether a comparison may be turned round: no float one (both are false for NaN), and no int one that overflows."""
+    return expr.args[0].type != FLOAT and algebra.trusted(expr)
 
 
 _COMPARE = {
@@ -106,8 +111,6 @@ def _comparison(op: str, a: Expr, b: Expr, algebra: Algebra) -> tuple[Conjunctio
     if a.type == BOOL:
         (a1, a0), (b1, b0) = ((alternatives(x, True, algebra), alternatives(x, False, algebra)) for x in (a, b))
         return _union(_product(a1, b1), _product(a0, b0)) if op == "eq" else _union(_product(a1, b0), _product(a0, b1))
-    if a.type != INT:
-        return ((apply(op, a, b),),)
     gap = tamed(linear(b).plus(linear(a), -1), algebra)
     if abs(gap.constant) > 2 * LARGEST:
         return ((apply(op, a, b),),)

@@ -202,7 +202,7 @@ def _holds_nodes(hint) -> bool:
 
 
 def _builtin_types() -> dict[str, str]:
-    names = (*INDEX_VARIABLES, *SIZE_VARIABLES, *TILE_VARIABLES, *BLOCK_VARIABLES, GROUP_VARIABLE, TILE_COUNT, TILE_LIST)
+    names = (*INDEX_VARIABLES, *SIZE_VARIABLES, *TILE_VARIABLES, *BLOCK_VARIABLES, GROUP_VARIABLE)
     return {**{name: INT for name in names}, RAW_SCORE: FLOAT}
 
 
@@ -212,6 +212,7 @@ class _Parser:
     def __init__(self, text: str, types_: dict[str, str] | None = None):
         self.source = Source("<ir>", text)
         self.types = {**_builtin_types(), **(types_ or {})}
+        self.tensors = {TILE_COUNT: INT, TILE_LIST: INT, **(types_ or {})}
         self.tokens = self._scan(text)
         self.at = 0
 
@@ -334,7 +335,7 @@ class _Parser:
     def bind(self, node) -> None:
         """What later expressions may name."""
         if isinstance(node, attention.TensorDecl):
-            self.types[node.name] = STORAGE_TYPES[node.dtype]
+            self.tensors[node.name] = STORAGE_TYPES[node.dtype]  # a tensor may be called as a variable is: `t`
             self.types |= {tile.extent_name(node.name, axis): INT for axis in range(len(node.shape))}
         elif isinstance(node, attention.ScalarDecl):
             self.types[node.name] = node.type
@@ -434,11 +435,11 @@ class _Parser:
             if name not in OPS:
                 raise self.error(f"unknown function `{name}`")
             return self.make(name, *self.arguments(")"))
-        if name not in self.types:
+        is_tensor = self.take("[")
+        known = self.tensors if is_tensor else self.types
+        if name not in known:
             raise self.error(f"unknown name `{name}`")
-        if self.take("["):
-            return load(name, tuple(self.arguments("]")), self.types[name])
-        return var(name, self.types[name])
+        return load(name, tuple(self.arguments("]")), known[name]) if is_tensor else var(name, known[name])
 
     def arguments(self, close: str) -> list[Expr]:
         out: list[Expr] = []
