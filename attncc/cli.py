@@ -29,6 +29,9 @@ COMMANDS = {
 }
 
 
+OUT_OF_MEMORY = "error: there is not enough memory for these sizes\n  help: give a smaller --shape"
+
+
 class Commands(click.Group):
     """A group whose commands are imported when they are used: `attncc check` does not wait for torch."""
 
@@ -67,6 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs one command line and gives the exit status; no exception leaves it."""
+    for name in ("stdout", "stderr"):  # closed by the caller: `attncc ... >&-`
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - to the end of the process
     try:
         with cli.make_context("attncc", list(arguments)) as context:
             status = cli.invoke(context)
@@ -84,10 +90,14 @@ def run(arguments: list[str]) -> int:
         return _say(str(error), 1)
     except click.ClickException as error:
         return _say(_usage(error), 1)
+    except MemoryError:
+        return _say(OUT_OF_MEMORY, 1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _say(f"error: {place}{error.strerror or error}", 1)
     except Exception as error:  # noqa: BLE001 - the last line of defence against tracebacks
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):  # a RuntimeError of torch
+            return _say(OUT_OF_MEMORY, 1)
         return _say(bundle.report(error, arguments), 2)
 
 

@@ -110,5 +110,7 @@ def did_you_mean(name: str, known) -> str | None:
     """A hint naming the closest of `known`, or None when nothing is close."""
     import difflib
 
+    if not isinstance(name, str):
+        return None
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean `{near[0]}`?" if near else None

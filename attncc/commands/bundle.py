@@ -41,6 +41,11 @@ def contents(error: Exception, arguments: list[str]) -> str:
 
 
 def version(name: str) -> str:
+    """The version of an installed package. That of attncc is its source's: a checkout need not be installed."""
+    if name == "attncc":
+        import attncc
+
+        return attncc.__version__
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

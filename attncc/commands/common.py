@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,8 @@ def parse_parameters(given: tuple[str, ...]) -> dict[str, object]:
             raise fail(
                 "E602", f"the parameter {item!r} is not of the form name=value", hint="for example -p window=1024"
             )
+        if name.strip() in found:
+            raise fail("E602", f"the parameter `{name.strip()}` is given twice", hint="keep one of the values")
         found[name.strip()] = _value(value.strip(), item)
     return found
 
@@ -83,7 +86,10 @@ def _value(text: str, item: str):
         return words[text.lower()]
     for kind in (lambda t: int(t, 0), float):
         with contextlib.suppress(ValueError):
-            return kind(text)
+            number = kind(text)
+            if number in (math.inf, -math.inf) and "inf" not in text.lower():
+                raise fail("E602", f"the value in {item!r} is too large for a float", hint="write inf for infinity")
+            return number
     raise fail("E602", f"the value in {item!r} is neither a number nor true or false")
 
 

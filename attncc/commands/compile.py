@@ -17,7 +17,8 @@ from attncc.commands.common import make_kernel, output_folder, spec_options, ste
 @click.option("--dump", is_flag=True, help="also write every level and the program after every pass")
 def command(file, parameters, attention, target, chip, output, dump):
     """Compile the spec FILE: writes NAME.py, NAME.ptx, NAME.cubin and NAME.json (resources) to DIR."""
-    from attncc.runtime.artifacts import artifacts, check_chip
+    from attncc.runtime.artifacts import artifacts
+    from attncc.targets import check_chip
 
     kernel = make_kernel(file, parameters, attention, target)
     folder = output_folder(output)

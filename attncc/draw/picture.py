@@ -6,11 +6,13 @@ from attncc.diagnostics import fail
 from attncc.draw import svg
 from attncc.draw.mask import COLOURS, TITLES, MaskPicture, draw_mask
 from attncc.draw.timeline import draw_timeline
-from attncc.explain.work import Shape, example_inputs, share
+from attncc.explain.work import Shape, check_size, example_inputs, share
 from attncc.interp.tile_classes import EMPTY, FULL, PARTIAL
 from attncc.ir.attention import Attention
 from attncc.stages import Stages
 
+MOST_TILES = 1 << 14
+"""Tiles of one head that a picture shows."""
 LEFT, TOP, MARGIN, LEGEND = 70.0, 104.0, 28.0, 250.0
 
 
@@ -31,6 +33,7 @@ def draw(stages: Stages, shape: Shape | None = None, batch: int = 0, head: int =
         )
     if 0 in (shape.seq_q, shape.seq_kv):
         raise fail("E604", f"there is nothing to draw at {shape.seq_q} queries and {shape.seq_kv} keys")
+    check_size(program, shape, 1, MOST_TILES)
     inputs = inputs or example_inputs(a, shape)
     picture = draw_mask(program, shape, inputs, batch, head)
     below = TOP + picture.height + 46

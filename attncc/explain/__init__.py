@@ -22,7 +22,7 @@ def explain(stages: Stages, stage: str | None = None, shape: Shape = USUAL) -> s
         "L3": lambda: format_program(stages.schedule),
         "kernel": lambda: stages.source,
     }
-    key = next((s for s in STAGES if s.lower() == stage.lower()), None)
+    key = next((s for s in STAGES if s.lower() == str(stage).lower()), None)
     if key is None:
         raise fail(
             "E601",

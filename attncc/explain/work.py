@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from attncc.diagnostics import fail
 from attncc.formats import bytes_of
 from attncc.interp.data import make_inputs
-from attncc.interp.evaluate import evaluate
+from attncc.interp.evaluate import UNUSED, evaluate
 from attncc.interp.tile_classes import EMPTY, FULL, PARTIAL, tile_classes
 from attncc.ir import tile as l2
 from attncc.ir.attention import Attention
@@ -19,6 +20,7 @@ from attncc.targets.fit import Tiles
 from attncc.targets.model import Estimate, estimate
 
 CELLS_AT_ONCE = 1 << 24
+MOST_TILES = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,24 @@ class Work:
         return self.empty + self.partial + self.full
 
 
+def check_size(program: l2.TileProgram, shape: Shape, planes: int, most: int) -> None:
+    """E604 when the key tiles of `planes` heads are more than `most`: they are looked at one by one."""
+    tiles = planes * -(-shape.seq_q // program.tile_m) * -(-shape.seq_kv // program.tile_n)
+    if tiles > most:
+        raise fail("E604", f"{shape} has {tiles} tiles; at most {most} are looked at", hint="give a smaller --shape")
+
+
 def work(program: l2.TileProgram, shape: Shape, inputs: dict | None = None) -> Work:
     """Counts the work of `program` on `shape`; `inputs` are its tensors and scalars (default: generated ones)."""
     a = program.attention
+    check_size(program, shape, shape.batch * a.heads_q, MOST_TILES)
     if inputs is None:
         inputs = example_inputs(a, shape)
     classes = tile_classes(program, shape.batch, shape.seq_q, shape.seq_kv, inputs)
     count = {c: int((classes == c).sum()) for c in (EMPTY, PARTIAL, FULL)}
     visited = count[PARTIAL] + count[FULL]
     cells = visited * program.tile_m * program.tile_n
-    kept = kept_pairs(a, shape.batch, shape.seq_q, shape.seq_kv, inputs)
+    kept = kept_in(program, shape, inputs, classes)
     size = bytes_of(a.dtype)
     operands = size * shape.batch * (
         shape.seq_q * a.heads_q * (a.dim_qk + a.dim_v) + shape.seq_kv * a.heads_kv * (a.dim_qk + a.dim_v)
@@ -117,6 +127,34 @@ def element_loads(program: l2.TileProgram, count: dict[int, int]) -> int:
             * sum(bytes_of(program.attention.tensor(t).dtype) for t in names)
         )
     return total
+
+
+def kept_in(program: l2.TileProgram, shape: Shape, inputs: dict, classes: torch.Tensor) -> int:
+    """As `kept_pairs`, where the tiles' classes are known: only the pairs of partial tiles are looked at."""
+    a, m, n = program.attention, program.tile_m, program.tile_n
+    rows, columns = (_sizes(length, size) for length, size in ((shape.seq_q, m), (shape.seq_kv, n)))
+    total = int(((classes == FULL) * rows.view(-1, 1) * columns).sum())
+    used = variables(a.mask)
+    if "b" not in used:
+        classes = classes[:1]
+    if not used & {"h", "hkv"}:
+        classes = classes[:, :1]
+    same = shape.batch * a.heads_q // max(1, classes.shape[0] * classes.shape[1])
+    env = {"batch": shape.batch, "seq_q": shape.seq_q, "seq_kv": shape.seq_kv, "off": shape.seq_kv - shape.seq_q}
+    env |= {s.name: inputs[s.name] for s in a.scalars}
+    for part in torch.nonzero(classes == PARTIAL).split(max(1, CELLS_AT_ONCE // (m * n))):
+        b, h, i, j = (x.view(-1, 1, 1) for x in part.unbind(1))
+        env |= {"b": b, "h": h, "hkv": h // a.group}
+        env |= {"q_idx": i * m + torch.arange(m).view(1, -1, 1), "kv_idx": j * n + torch.arange(n)}
+        kept = evaluate(a.mask, env, {t.name: inputs[t.name] for t in a.tensors}, valid=UNUSED)
+        inside = (env["q_idx"] < shape.seq_q) & (env["kv_idx"] < shape.seq_kv)
+        total += same * int((kept & inside).sum())
+    return total
+
+
+def _sizes(length: int, size: int) -> torch.Tensor:
+    """How many of a length lie in each of its tiles."""
+    return (length - size * torch.arange(-(-length // size))).clamp(max=size)
 
 
 def kept_pairs(a: Attention, batch: int, seq_q: int, seq_kv: int, inputs: dict, device="cpu") -> int:

@@ -57,9 +57,9 @@ def _value(p: tree.Parameter, given: dict[str, object], bound: dict[str, Value],
 
 def _converted(p: tree.Parameter, value: object) -> Expr:
     """A Python value as a constant of the parameter's type."""
-    wrong = AttnError(
-        Diagnostic("E223", f"the parameter `{p.name}` is {p.type}, found {_shown(value)}", p.span, argument=p.name)
-    )
+    hint = {INT: f"pass a whole number, {p.name}=3", FLOAT: f"pass a number, {p.name}=0.5", BOOL: f"pass {p.name}=true or false"}[p.type]
+    message = f"the parameter `{p.name}` is {p.type}, found {_shown(value)}"
+    wrong = AttnError(Diagnostic("E223", message, p.span, argument=p.name, hint=hint))
     if p.type == BOOL or isinstance(value, bool):
         if p.type == BOOL and isinstance(value, bool):
             return const(value)
@@ -68,7 +68,8 @@ def _converted(p: tree.Parameter, value: object) -> Expr:
         if p.type == INT:
             number = operator.index(value)
             if not INT_LOW <= number <= INT_HIGH:
-                raise AttnError(Diagnostic("E223", f"the parameter `{p.name}` does not fit in 32 bits", p.span))
+                wide = f"the parameter `{p.name}` does not fit in 32 bits"
+                raise fail("E223", wide, p.span, hint=f"pass a number in {INT_LOW}..{INT_HIGH}, or declare `{p.name}: float`")
             return const(number)
         if isinstance(value, (str, bytes)):
             raise wrong

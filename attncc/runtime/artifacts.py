@@ -6,11 +6,9 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from attncc.diagnostics import did_you_mean, fail
 from attncc.runtime import build, load
 from attncc.runtime.cubin import cubins, resources
 from attncc.runtime.kernel import Kernel
-from attncc.targets import Target
 
 
 @dataclass(frozen=True)
@@ -21,18 +19,6 @@ class Artifacts:
     ptx: str
     cubin: bytes
     report: dict
-
-
-def check_chip(target: Target, chip: str | None) -> str:
-    """`chip`, or the target's usual one; E402 when the target is not for that chip."""
-    if chip is None:
-        return target.archs[0]
-    if chip not in target.archs:
-        known = f"it can be compiled for {', '.join(target.archs)}"
-        raise fail(
-            "E402", f"target `{target.name}` is not for `{chip}`", notes=(known,), hint=did_you_mean(chip, target.archs)
-        )
-    return chip
 
 
 def artifacts(kernel: Kernel, chip: str) -> Artifacts:

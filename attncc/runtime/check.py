@@ -275,7 +275,10 @@ def _number(decl: ScalarDecl, value):
             f"pass a Python {decl.type}, or declare another type in the spec",
             decl.span,
         )
-    return float(value) if decl.type == "float" else int(value)
+    try:
+        return float(value) if decl.type == "float" else int(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def gradients(tensors: Mapping[str, torch.Tensor]) -> None:

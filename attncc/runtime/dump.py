@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from attncc.diagnostics import fail
 from attncc.runtime import files
 from attncc.stages import LEVELS, Stages
 
@@ -51,10 +52,13 @@ def tree_text(node, indent: str = "") -> str:
 
 
 def dump(stages: Stages, folder: Path) -> list[Path]:
-    """Writes `contents` to `folder`, which is made when it does not exist; the paths. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, text in contents(stages).items():
-        files.write(folder / name, text.encode())
-        paths.append(folder / name)
-    return paths
+    """Writes `contents` to `folder`, which is made when it does not exist; the paths. E603 when it cannot be written."""
+    made = contents(stages)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in made.items():
+            files.write(folder / name, text.encode())
+    except OSError as error:
+        hint = "give a directory that can be made and written"
+        raise fail("E603", f"{str(folder)!r} cannot be written: {error.strerror}", argument="folder", hint=hint) from None
+    return [folder / name for name in made]

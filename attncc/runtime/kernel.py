@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_compiling
 
-from attncc.diagnostics import AttnError, Diagnostic
+from attncc.diagnostics import AttnError, Diagnostic, fail
 from attncc.ir import packing
 from attncc.ir.attention import Attention
 from attncc.ir.packing import CU_KV, CU_Q
@@ -23,7 +24,7 @@ from attncc.runtime.build import Built, build, options
 from attncc.runtime.call import Caller
 from attncc.runtime.check import names as check_names
 from attncc.runtime.launch import Blocks, Launcher, Work, blocks_of, cpu_launcher, gpu_launcher, work_of
-from attncc.targets import TARGETS, Target, get_target, target_for_arch
+from attncc.targets import TARGETS, Target, check_chip, get_target, target_for_arch
 
 if TYPE_CHECKING:
     from attncc.ir.schedule import Schedule
@@ -175,15 +176,17 @@ class Kernel:
         return explain(self.stages(), stage)
 
     def dump(self, folder) -> list[Path]:
-        """Writes every level and the program after every pass to `folder`, in names that sort in pipeline order."""
+        """Writes every level and the program after every pass to `folder`, in names that sort in pipeline order; the paths. E603."""
         from attncc.runtime.dump import dump
 
+        if not isinstance(folder, (str, os.PathLike)):
+            raise fail("E603", f"`folder` must be a path, found {type(folder).__name__}", argument="folder", hint='kernel.dump("out/")')
         return dump(self.stages(), Path(folder))
 
     def build(self, target: str | Target | None = None, chip: str | None = None) -> Built:
         """Compiles for `chip` (default: the target's usual one); from the cache when it was compiled before. Needs no GPU."""
         chosen = self.target_for(target)
-        chip = chip or chosen.archs[0]
+        chip = check_chip(chosen, chip)
         with self._lock:
             key = (chosen.name, chosen.capabilities, chip)
             if key not in self._built:
@@ -199,7 +202,7 @@ class Kernel:
 
     def target_for(self, target: str | Target | None = None) -> Target:
         """The target called `target`; without a name this kernel's, the GPU's, or the best there is."""
-        if isinstance(target, str):
+        if target is not None and not isinstance(target, Target):
             return get_target(target)
         hint = self.attention.target
         if target or self.target:

@@ -20,6 +20,9 @@ def model_accuracy(target: Target) -> tuple[Target, Accuracy] | None:
 
 def get_target(name: str, span: Span | None = None) -> Target:
     """The target called `name`; AttnError E401 with the known names otherwise."""
+    if not isinstance(name, str):
+        message = f"`target` must be the name of a target, found {type(name).__name__}"
+        raise fail("E401", message, span, argument="target", notes=(f"the targets are {', '.join(TARGETS)}",))
     if name in TARGETS:
         return TARGETS[name]
     raise fail(
@@ -31,6 +34,18 @@ def get_target(name: str, span: Span | None = None) -> Target:
     )
 
 
+def check_chip(target: Target, chip: str | None) -> str:
+    """`chip`, or the target's usual one; E402 when the target is not for that chip."""
+    if chip is None:
+        return target.archs[0]
+    if chip not in target.archs:
+        known = f"it can be compiled for {', '.join(target.archs)}"
+        raise fail(
+            "E402", f"target `{target.name}` is not for `{chip}`", notes=(known,), hint=did_you_mean(chip, target.archs)
+        )
+    return chip
+
+
 def target_for_arch(arch: str) -> Target | None:
     """The best target whose kernels run on a GPU of architecture `arch`, such as `sm_90`; None when there is none."""
     names = (arch, f"{arch}a")
@@ -40,4 +55,4 @@ def target_for_arch(arch: str) -> Target | None:
     return None
 
 
-__all__ = ["CAPABILITIES", "TARGETS", "Accuracy", "model_accuracy", "Mma", "Rates", "RegisterPlan", "Target", "get_target", "target_for_arch"]
+__all__ = ["CAPABILITIES", "TARGETS", "Accuracy", "model_accuracy", "Mma", "Rates", "RegisterPlan", "Target", "check_chip", "get_target", "target_for_arch"]
