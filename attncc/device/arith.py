@@ -130,6 +130,11 @@ def divide(a, b):
     return Float32(cute.math.div(a, b, full=True)) if on_device() else a / b
 
 
+def divide_exactly(a, b):
+    """a / b rounded once, as IEEE 754 says: a quotient that is a whole number is that number."""
+    return Float32(a) / Float32(b)
+
+
 def exp2(a):
     """Relative error 2**-22."""
     return Float32(cute.math.exp2(Float32(a), fastmath=True))

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from attncc.ir.attention import INDEX_VARIABLES, RAW_SCORE, SIZE_VARIABLES, Attention
-from attncc.ir.expr import BOOL, FLOAT, INT, OPS, Expr, apply, const, transform, walk
+from attncc.ir.expr import BOOL, FLOAT, INT, OPS, Expr, apply, const, transform, variables, walk
 from attncc.ir.packing import FIRST_KV, FIRST_Q, GRID_TILES, fixed_extents
 from attncc.ir.schedule import BLOCK_VARIABLES
 from attncc.ir.tile import TILE_COUNT, TILE_LIST, TILE_VARIABLES, extent_name
@@ -151,8 +151,9 @@ def to_source(expr: Expr, names: Names) -> str:
     """`expr` as one Python expression (shared sub-expressions are repeated: for small index expressions)."""
     done: dict[Expr, tuple[str, int]] = {}
     root = fold(expr)
+    exact = _exact_divisions(root)
     for node in walk(root):
-        done[node] = _print_node(node, [done[a] for a in node.args], names)
+        done[node] = _print_node(node, [done[a] for a in node.args], names, exact)
     return done[root][0]
 
 
@@ -160,11 +161,11 @@ def to_statements(exprs: tuple[Expr, ...], names: Names) -> tuple[tuple[str, ...
     """Assignments in dependence order, and the text of each of `exprs` in terms of them."""
     roots = tuple(fold(e) for e in exprs)
     nodes = tuple(dict.fromkeys(n for root in roots for n in walk(root)))
-    uses = _count_uses(roots, nodes)
+    uses, exact = _count_uses(roots, nodes), _exact_divisions(*roots)
     lines: list[str] = []
     done: dict[Expr, tuple[str, int]] = {}
     for node in nodes:
-        text, rank = _print_node(node, [done[a] for a in node.args], names)
+        text, rank = _print_node(node, [done[a] for a in node.args], names, exact)
         if node.op not in ("const", "var") and (uses[node] > 1 or len(text) > LONGEST_TEXT):
             name = f"{names.temporary}{len(lines)}"
             lines.append(f"{name} = {text}")
@@ -178,7 +179,34 @@ def _count_uses(roots: tuple[Expr, ...], nodes: tuple[Expr, ...]) -> Counter[Exp
     return Counter((*roots, *(a for node in nodes for a in node.args)))
 
 
-def _print_node(node: Expr, args: list[tuple[str, int]], names: Names) -> tuple[str, int]:
+def _exact_divisions(*roots: Expr) -> frozenset[Expr]:
+    """Divisions on whose last bit a decision may hang: those below a comparison of floats or a rounding to int, and those of an
+    int that is computed for a row or a column (its comparison may stand in another statement). 41.0 times the reciprocal of
+    41.0 is less than 1.0 in float32, so floor(41.0 / 41.0) would be 0."""
+    waiting = [
+        a for root in roots for node in walk(root) if node.op in ("to_int", *_ORDERS) for a in node.args if a.type == FLOAT
+    ]
+    below: set[Expr] = set()
+    while waiting:
+        node = waiting.pop()
+        if node not in below:
+            below.add(node)
+            waiting += [a for a in node.args if a.type == FLOAT]
+    divisions = [node for root in roots for node in walk(root) if node.op == "div"]
+    return frozenset(node for node in divisions if node in below or _of_a_line(node.args[0]))
+
+
+def _of_a_line(expr: Expr) -> bool:
+    """Whether it is an int made float that does not depend on both positions."""
+    return expr.op == "to_float" and not {"q_idx", "kv_idx"} <= variables(expr)
+
+
+_ORDERS = ("eq", "ne", "lt", "le", "gt", "ge")
+
+
+def _print_node(
+    node: Expr, args: list[tuple[str, int]], names: Names, exact: frozenset[Expr] = frozenset()
+) -> tuple[str, int]:
     """The text of `node` over the (text, precedence) of its arguments, and its own precedence."""
     if node.op == "const":
         text = literal(node.value)
@@ -188,6 +216,8 @@ def _print_node(node: Expr, args: list[tuple[str, int]], names: Names) -> tuple[
     if node.op == "load":
         index = "".join(f"{text}, " for text, _ in args) or "0, "
         return f"arith.{_LOADS[node.type]}({names.tensor(node.value)}, ({index.strip()}))", _ATOM
+    if node in exact:
+        return f"arith.divide_exactly({args[0][0]}, {args[1][0]})", _ATOM
     special = _SPECIAL.get(node.op)
     found = special(node, args) if special else None
     return found or _print_operator(node, args, names)

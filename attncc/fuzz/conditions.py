@@ -20,6 +20,7 @@ class Maker(Numbers):
             lambda: self.negation(depth), lambda: self.comparison(depth), lambda: self.chain(depth),
             lambda: self.real_comparison(depth), lambda: self.quantifier(depth), lambda: self.bool_conditional(depth),
             lambda: self.guarded_element(depth), lambda: self.element_bound(depth),
+            self.hashed, lambda: self.undefined(depth), lambda: self.whole_quotient(depth),
         ]  # fmt: skip
         return self.one(*options)
 
@@ -115,6 +116,29 @@ class Maker(Numbers):
     def bool_conditional(self, depth: int) -> Term:
         a, b, c = (self.boolean(depth - 1).tight for _ in range(3))
         return self.one(lambda: Term(f"{a} if {b} else {c}"), lambda: Term(f"{a} == {b}"), lambda: Term(f"{a} != {b}"))
+
+    def hashed(self) -> Term:
+        """Bits of the positions mixed by products that wrap: what no bound follows from."""
+        if not self.sees("q_idx", "kv_idx"):
+            return self.bool_name()
+        row, key = self.pick((1103515245, 22695477, 134775813)), self.pick((69069, 1664525, 1073741824))
+        mixed = self.pick(
+            (f"q_idx * {row} + kv_idx * {key}", f"(q_idx * {row}) ^ (kv_idx * {key})", f"abs(kv_idx * {key} - q_idx * {row} << 3)")
+        )
+        return Term(f"(({mixed}) >> {self.pick((0, 9, 16))}) % 10 {self.pick(('<', '!=', '>='))} {self.number(1, 8)}")
+
+    def undefined(self, depth: int) -> Term:
+        """A comparison with what is no number for some positions (then it is false), also after a minimum or maximum."""
+        a = self.integer(depth - 1)
+        root = self.pick((f"sqrt(float({a.text}) + {ODD})", f"log(float({a.text}) + {ODD})"))
+        c = self.number(0, 12)
+        root = self.pick((root, root, f"min({root}, {c + 2}.5)", f"max({c / 2}, {root})"))
+        return Term(f"{self.pick(('', 'not '))}({root} {self.pick(('<', '>', '<=', '>='))} {c}.0 + {ODD})")
+
+    def whole_quotient(self, depth: int) -> Term:
+        """A rounding that hangs on the last bit of a quotient of whole numbers, which is exact where the quotient is whole."""
+        a, n = self.integer(depth - 1), self.pick((3, 7, 41, 47, 61))
+        return Term(f"floor(float({a.text}) / {n}.0) {self.pick(('<', '>=', '==', '!='))} {self.number(-2, 5)}")
 
     def guarded_element(self, depth: int) -> Term:
         """A read that may be out of range, behind a condition that keeps it in range."""

@@ -136,3 +136,9 @@ def test_two_arguments_on_the_emulator():
     assert on_device(arith.fmin, left, right) == [min(x, y) for x, y in zip(a, b)]
     assert on_device(arith.fmax, left, right) == [max(x, y) for x, y in zip(a, b)]
     assert on_device(arith.divide, left, right) == pytest.approx([x / y for x, y in zip(a, b)], rel=1e-6)
+
+
+def test_a_whole_quotient_is_whole():
+    """41 times the reciprocal of 41 is less than 1 in float32."""
+    whole = [float(n) for n in range(LANES)]
+    assert on_device(arith.divide_exactly, [41.0 * n for n in whole], [41.0] * LANES) == whole

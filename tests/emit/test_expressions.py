@@ -27,6 +27,9 @@ def test_a_shared_sub_expression_is_computed_once():
         (apply("mod", Q, 64), "q_idx & 63"),
         (apply("mod", Q, 7), "arith.floormod(q_idx, 7)"),
         (apply("div", QK, 50.0), "qk * 0.02"),
+        (apply("to_int", apply("div", QK, 41.0)), "arith.to_int(arith.divide_exactly(qk, 41.0))"),
+        (apply("lt", apply("div", QK, 41.0), 1.0), "arith.divide_exactly(qk, 41.0) < 1.0"),
+        (apply("div", apply("to_float", K), 41.0), "arith.divide_exactly(arith.to_float(kv_idx), 41.0)"),
         (apply("sub", Q, apply("sub", K, Q)), "q_idx - (kv_idx - q_idx)"),
         (
             apply("and", apply("le", K, Q), apply("not", apply("lt", K, 5))),
