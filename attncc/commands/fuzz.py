@@ -18,9 +18,12 @@ from attncc.commands.common import output_folder
 )
 def command(seconds, seed, target, output):
     """Search for specs on which interpreters and reference disagree. Exit status 1 when one is found; it is shrunk and written."""
+    import torch
+
     from attncc.fuzz.run import fuzz
     from attncc.targets import get_target
 
+    torch.set_num_threads(1)  # many small tensors: threads would wait for each other
     names = tuple(get_target(t).name for t in target) or None
     with _progress(seconds) as progress:
         found = fuzz(seconds, seed, names, progress)

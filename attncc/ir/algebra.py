@@ -2,7 +2,8 @@
 
 Everything here reads an expression as a number without a word size: index arithmetic is taken not to overflow. That
 holds for sequence lengths up to 2**29; `Algebra.trusted` says whether an expression also keeps inside 32 bits for
-positions up to 2**20, and analyses leave alone what does not (a hash of an index, for example).
+positions up to 2**20 (2**15 where intervals bound it), and analyses leave alone what does not (a hash of an index, for
+example).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from attncc.ir.expr import (
 
 INT_LOW, INT_HIGH = -(2**31), 2**31 - 1
 TYPICAL_LENGTH = 2**20
+SHORT_LENGTH = 2**15
+"""Products of two positions stay inside 32 bits up to this length."""
 _DEPTH = 14
 
 
@@ -124,11 +127,13 @@ class Facts:
     ranges   name -> (least, greatest), None where there is none
     tensors  tensor name -> (least, greatest) of its elements
     equal    name -> the expression it stands for; used in proofs only
+    finite   names of real tensors and scalars that hold numbers: data without a promised range may hold NaN
     """
 
     ranges: dict[str, tuple[int | None, int | None]]
     tensors: dict[str, tuple[int | None, int | None]]
     equal: dict[str, Expr]
+    finite: frozenset[str] = frozenset()
 
 
 class Algebra:
@@ -139,7 +144,7 @@ class Algebra:
         self._proved: dict[Linear, bool] = {}
         self._ranges: dict[Expr, tuple[int | None, int | None]] = {}
         self._expanded: dict[Expr, Expr] = {}
-        self._trusted: dict[Expr, bool] = {}
+        self._trusted: dict[tuple[Expr, int], bool] = {}
 
     # ---- sums
 
@@ -376,17 +381,13 @@ class Algebra:
             return (0 if a is not None and c is not None and min(a, c) >= 0 else None), None
         return None, None
 
-    def trusted(self, expr: Expr) -> bool:
-        """Whether every int below `expr` stays inside 32 bits while positions and lengths stay below TYPICAL_LENGTH."""
-        if expr not in self._trusted:
-            typical = Facts(
-                {**{n: (0, TYPICAL_LENGTH) for n in _LENGTHS}, "off": (-TYPICAL_LENGTH, TYPICAL_LENGTH), **self._finite()},
-                self.facts.tensors,
-                {},
-            )
-            probe = Algebra(typical)
-            self._trusted[expr] = all(probe._fits(node) for node in walk(expr) if node.type == INT)
-        return self._trusted[expr]
+    def trusted(self, expr: Expr, length: int = TYPICAL_LENGTH) -> bool:
+        """Whether every int below `expr` stays inside 32 bits while positions and lengths stay below `length`."""
+        if (expr, length) not in self._trusted:
+            known = {**{n: (0, length) for n in _LENGTHS}, "off": (-length, length), **self._finite()}
+            probe = Algebra(Facts(known, self.facts.tensors, {}))
+            self._trusted[expr, length] = all(probe._fits(node) for node in walk(expr) if node.type == INT)
+        return self._trusted[expr, length]
 
     def fits(self, expr: Expr) -> bool:
         """As `trusted`, and the range of `expr` is known: it reads nothing that may hold any number."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from attncc.ir.algebra import LARGEST, Algebra, Linear, conjoin, disjoin, linear, negate, to_expr
+from attncc.ir.algebra import LARGEST, SHORT_LENGTH, Algebra, Linear, conjoin, disjoin, linear, negate, to_expr
 from attncc.ir.expr import BOOL, FALSE, FLOAT, INT, TRUE, ZERO, Expr, apply, const, select, variables
 
 Interval = tuple[Expr | None, Expr | None]
@@ -193,7 +193,7 @@ class Intervals:
         return ZERO, (self.algebra.minimum(*known) if known else None)
 
     def _int_to_int(self, term: Expr) -> Interval:
-        if not never_nan(term.args[0]):
+        if not self.never_nan(term.args[0]):
             return UNKNOWN  # the int of NaN is 0
         low, high = self.of(term.args[0])
         return tuple(None if x is None else apply("to_int", x) for x in (low, high))
@@ -201,7 +201,7 @@ class Intervals:
     # ---- floats: operations that round to nearest keep order, so bounds are sound in the same arithmetic
 
     def _float(self, expr: Expr) -> Interval:
-        if expr.op in ("min", "max", "select") and not all(never_nan(a) for a in expr.args if a.type == FLOAT):
+        if expr.op in ("min", "max", "select") and not all(self.never_nan(a) for a in expr.args if a.type == FLOAT):
             return UNKNOWN  # they lose a NaN, and with it the bound of the numbers beside it
         if expr.op in ("min", "max"):
             return self._extreme(expr, lambda *x: _nest(expr.op, x), expr.op == "min")
@@ -237,6 +237,31 @@ class Intervals:
         low, high = (low, high) if b.value > 0 else (high, low)
         return tuple(None if x is None else apply(expr.op, x, b) for x in (low, high))
 
+    # ---- numbers and NaN
+
+    def never_nan(self, expr: Expr) -> bool:
+        """Whether a float expression is a number everywhere. An infinity less another one is none."""
+        if expr.op in ("exp", "exp2", "tanh", "sigmoid", "neg", "abs", "min", "max"):
+            return all(map(self.never_nan, expr.args))
+        return self._is_finite(expr)
+
+    def _is_finite(self, expr: Expr) -> bool:
+        if expr.op == "const":
+            return math.isfinite(expr.value)
+        if expr.op in ("load", "var"):
+            return expr.value in self.algebra.facts.finite
+        if expr.op == "to_float":
+            return True
+        if expr.op in ("tanh", "sigmoid"):
+            return self.never_nan(expr.args[0])
+        if expr.op == "select":
+            return all(map(self._is_finite, expr.args[1:]))
+        if expr.op in ("mul", "div"):
+            a, b = expr.args if expr.args[1].op == "const" else expr.args[::-1]
+            known = b.op == "const" and (expr.op == "mul" or b is expr.args[1]) and 1 / _FINITE <= abs(b.value) <= _FINITE
+            return known and self._is_finite(a)
+        return expr.op in ("add", "sub", "neg", "abs", "min", "max") and all(map(self._is_finite, expr.args))
+
     # ---- conditions
 
     def may(self, expr: Expr) -> Expr:
@@ -265,9 +290,9 @@ class Intervals:
             other = conjoin(self._condition(c, False), self._condition(b, wanted))
             return disjoin(taken, other)
         if expr.op in _COMPARISONS and expr.args[0].type != BOOL:
-            if not self.algebra.trusted(expr):
+            if not self.algebra.trusted(expr, SHORT_LENGTH):
                 return TRUE
-            if not wanted and not all(a.type == INT or never_nan(a) for a in expr.args):
+            if not wanted and not all(a.type == INT or self.never_nan(a) for a in expr.args):
                 return TRUE  # a comparison with NaN is false, and no bound shows it
             return self.compare(expr.op if wanted else _INVERSE[expr.op], *expr.args)
         return TRUE
@@ -287,7 +312,7 @@ class Intervals:
             low, high = self.of(a)[0], self.of(b)[1]
             if low is None or high is None:
                 return TRUE
-            return apply(op, low, high) if never_nan(a) and never_nan(b) else apply("not", apply(_INVERSE[op], low, high))
+            return apply(op, low, high) if self.never_nan(a) and self.never_nan(b) else apply("not", apply(_INVERSE[op], low, high))
         left, right = _two_sides(linear(a).plus(linear(b), -1))
         if abs(right.constant) > 2 * LARGEST:
             return TRUE
@@ -327,29 +352,6 @@ _INVERSE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "g
 
 _FINITE = 1e6
 """Constant factors up to this keep an int, or a few products of it, inside float32."""
-
-
-def never_nan(expr: Expr) -> bool:
-    """Whether a float expression is a number everywhere. Data may hold anything; an infinity less another one is none."""
-    if expr.op in ("exp", "exp2", "tanh", "sigmoid", "neg", "abs", "min", "max"):
-        return all(map(never_nan, expr.args))
-    return _is_finite(expr)
-
-
-def _is_finite(expr: Expr) -> bool:
-    if expr.op == "const":
-        return math.isfinite(expr.value)
-    if expr.op == "to_float":
-        return True
-    if expr.op in ("tanh", "sigmoid"):
-        return never_nan(expr.args[0])
-    if expr.op == "select":
-        return all(map(_is_finite, expr.args[1:]))
-    if expr.op in ("mul", "div"):
-        a, b = expr.args if expr.args[1].op == "const" else expr.args[::-1]
-        known = b.op == "const" and (expr.op == "mul" or b is expr.args[1]) and 1 / _FINITE <= abs(b.value) <= _FINITE
-        return known and _is_finite(a)
-    return expr.op in ("add", "sub", "neg", "abs", "min", "max") and all(map(_is_finite, expr.args))
 
 
 def _two_sides(form: Linear) -> tuple[Linear, Linear]:

@@ -47,7 +47,8 @@ def program_facts(attention: Attention, tile_m: int, tile_n: int) -> Facts:
         "seq_q": seq_q,
         "off": sub(var("seq_kv"), seq_q),
     }
-    return Facts(ranges, {t.name: promised(t) for t in attention.tensors}, equal)
+    finite = frozenset(d.name for d in (*attention.tensors, *attention.scalars) if d.low is not None)
+    return Facts(ranges, {t.name: promised(t) for t in attention.tensors}, equal, finite)
 
 
 def query_rows(tile_m: int, algebra: Algebra) -> tuple[Expr, Expr]:
