@@ -68,7 +68,9 @@ def test_a_worker_answers_what_went_wrong(tmp_path):
     assert answer({**base, "file": str(tmp_path / "x.attn")}) == {"ok": True, "rows": []}
     refused = answer({**base, "file": str(tmp_path / "y.attn")})
     assert not refused["ok"] and "1000" in refused["refused"]
-    broken = answer({**base, "file": str(tmp_path / "x.attn"), "chip": "sm_1"})
+    other = answer({**base, "file": str(tmp_path / "x.attn"), "chip": "sm_1"})
+    assert not other["ok"] and "is not for `sm_1`" in other["refused"]
+    broken = answer({**base, "file": str(tmp_path / "x.attn"), "verb": "run", "shapes": [[1]]})
     assert not broken["ok"] and broken["error"]
     assert plain("\x1b[91mred\x1b[0m\nline") == "red / line"
 
