@@ -59,7 +59,9 @@ def bound_scores(program: TileProgram) -> TileProgram:
 
 def _maximum(score: Expr, multiplier: float, program: TileProgram) -> float | None:
     """The least maximum to subtract, or None."""
-    facts = program_facts(program.attention, program.tile_m, program.tile_n)
+    a = program.attention
+    numbers = {ELEMENT, *(d.name for d in (*a.tensors, *a.scalars))}  # a score that is NaN has no result to keep
+    facts = replace(program_facts(a, program.tile_m, program.tile_n), finite=frozenset(numbers))
     box = Intervals(Algebra(facts), dict.fromkeys(VARYING, UNKNOWN))
     low, high = (None if e is None else simplify(e) for e in box.of(score))
     if low is None or high is None or low.op != "const" or high.op != "const":
