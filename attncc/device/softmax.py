@@ -145,12 +145,12 @@ def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, g
             row_sum[r] = total([cute.math.fma(row_sum[r], correction[r], weights[0]), *weights[1:]])
 
 
-def step_bounded(scores, row_max, row_sum, dtype, multiplier: float, least: float, first: bool, sets: bool):
+def step_bounded(scores, row_max, row_sum, gap, dtype, multiplier: float, least: float, first: bool, sets: bool):
     """As `step` for scores that are bounded: a row's maximum stays as it was set, which is `least` at least.
 
     It is set by the first tile (`first`, or one of those that mask: `sets`) that has a key of the row, to its maximum there; another tile sets it
-    to `least` where none did before. Rows with few keys have them in such tiles: there the sum is that of the weights as they
-    will be rounded to `dtype`, so that the output of a row with one key is its value, whatever the weight.
+    to `least` where none did before. Rows with few keys have them in such tiles: there `gap` collects what rounding weights to `dtype` adds to
+    their sum, and `finalize` divides by that sum, so that the output of a row with one key is its value, whatever the weight.
     """
     for r in range(cute.size(scores, mode=[0])):
         columns = range(cute.size(scores, mode=[1]))
@@ -163,11 +163,13 @@ def step_bounded(scores, row_max, row_sum, dtype, multiplier: float, least: floa
             row_max[r] = used
         shift = used * Float32(-multiplier)
         weights = [arith.exp2(cute.math.fma(scores[r, c], Float32(multiplier), shift)) for c in columns]
+        row_sum[r] = total(weights if first else [row_sum[r], *weights])
         if first or sets:
-            weights = [weight.to(dtype).to(Float32) for weight in weights]
+            rounded = [weight.to(dtype).to(Float32) for weight in weights]
+            more = total([x - weight for x, weight in zip(rounded, weights)])
+            gap[r], weights = more if first else gap[r] + more, rounded
         for c, weight in enumerate(weights):
             scores[r, c] = weight
-        row_sum[r] = total(weights if first else [row_sum[r], *weights])
 
 
 def bits_from(low, word: int):
@@ -277,11 +279,12 @@ def pack(dtype, low, high):
     return cute.arch.inline_ptx(code, write_only_types=[Int32], read_only_args=[low, high])
 
 
-def finalize(accumulator, row_max, row_sum, lse, multiplier: float, sink=None, shift=None):
+def finalize(accumulator, row_max, row_sum, lse, multiplier: float, sink=None, shift=None, gap=None):
     """accumulator := accumulator / l, lse := ln(2) * multiplier * m + ln(l); a row without any kept key becomes 0 and -inf.
 
     `sink` holds a natural-logarithm score for each row that enters l but has no value; it is the lse of a row without any key.
-    `shift` holds what was left out of every score of a row; with -inf the row counts as one without any key.
+    `shift` holds what was left out of every score of a row; with -inf the row counts as one without any key. `gap` is added to the l that
+    the accumulator is divided by.
     """
     for r in range(cute.size(row_sum)):
         length = quad_total(row_sum[r])
@@ -299,7 +302,8 @@ def finalize(accumulator, row_max, row_sum, lse, multiplier: float, sink=None, s
             shrink = arith.exp2(exponent - highest)
             length = length * shrink + arith.exp2(extra - highest)
             exponent = highest
-        row_sum[r] = arith.select(empty, Float32(0.0), shrink * arith.reciprocal(length))
+        divisor = length if gap is None else cute.math.fma(quad_total(gap[r]), shrink, length)
+        row_sum[r] = arith.select(empty, Float32(0.0), shrink * arith.reciprocal(divisor))
         lse[r] = arith.select(empty, nothing, (exponent + arith.log2(length)) * Float32(LN_2))
     rescale(accumulator, row_sum)
 

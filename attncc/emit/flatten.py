@@ -473,7 +473,7 @@ class Flattener:
             given = {name: getattr(op, name) for name in ("sink", "shift") if getattr(op, name) is not None}
             return "finalize_softmax", {
                 "numbers": tuple(self.row_number(name, expr) for name, expr in given.items()),
-                "given": "".join(f", {name}={name}" for name in given),
+                "given": "".join(f", {name}={name}" for name in given) + (f", gap={op.gap}" if op.gap else ""),
             }
         return ("finalize_plain" if op.weight_scale is None else "finalize_scaled"), {}
 

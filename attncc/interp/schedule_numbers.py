@@ -187,6 +187,8 @@ def _softmax_step(n: Numbers, i: int, op: l3.SoftmaxStep, env) -> None:
         r[op.scores] = weights = torch.exp2(op.multiplier * (r[op.scores] - r[op.row_max].clamp(min=op.maximum)))
         total = weights.sum(-1, keepdim=True)
         r[op.row_sum] = total if op.first else total + r[op.row_sum]
+        if op.first or op.sets:
+            _collect_gap(n, r, op)
         return
     if op.half != "weights":
         _softmax_maximum(r, op)
@@ -196,6 +198,15 @@ def _softmax_step(n: Numbers, i: int, op: l3.SoftmaxStep, env) -> None:
 
 def _base(r: dict, op: l3.SoftmaxStep) -> torch.Tensor:
     return torch.where(r[op.row_max] == -INFINITY, 0.0, r[op.row_max]) if op.guard else r[op.row_max]
+
+
+def _collect_gap(n: Numbers, r: dict, op: l3.SoftmaxStep) -> None:
+    """What rounding the weights to the operands' type adds to their sum."""
+    weights = r[op.scores]
+    if n.round_weights:
+        r[op.scores] = weights.to(TORCH_TYPES[n.machine.schedule.attention.dtype]).to(n.call.dtype)
+    more = (r[op.scores] - weights).sum(-1, keepdim=True)
+    r[op.correction] = more if op.first else r[op.correction] + more
 
 
 def _softmax_maximum(r: dict, op: l3.SoftmaxStep) -> None:
@@ -253,13 +264,15 @@ def _finalize(n: Numbers, i: int, op: Finalize, env) -> None:
         shift = n.value(op.shift, env).expand(base.shape)
         base, total = base + shift, torch.where(shift == -INFINITY, 0.0, total)
     base = torch.where(total == 0, 0.0, base)
+    gap = r[op.gap] if op.gap else 0.0
     if op.sink is not None:
         sink = n.value(op.sink, env).expand(base.shape)
         top = torch.where((total == 0) | (sink > base), sink, base)
         top = torch.where(top == -INFINITY, 0.0, top)
         factor = torch.where(total == 0, 0.0, torch.exp(base - top))
         accumulator, total, base = accumulator * factor, total * factor + torch.exp(sink - top), top
-    r[op.accumulator] = torch.where(total == 0, 0.0, accumulator / torch.where(total == 0, 1.0, total))
+        gap = gap * factor
+    r[op.accumulator] = torch.where(total == 0, 0.0, accumulator / torch.where(total == 0, 1.0, total + gap))
     r[LSE] = torch.where(total == 0, -INFINITY, base + torch.log(total))
 
 

@@ -73,7 +73,8 @@ def buffers_read(op) -> tuple[str, ...]:
     if isinstance(op, l3.Mma):
         return (op.a, op.b, op.dst) if op.accumulate else (op.a, op.b)
     if isinstance(op, l3.SoftmaxStep) and op.maximum is not None:
-        return (op.scores,) if op.first else (op.scores, op.row_max, op.row_sum)
+        gap = (op.correction,) if op.sets and not op.first else ()
+        return (op.scores,) if op.first else (op.scores, op.row_max, op.row_sum, *gap)
     if isinstance(op, l3.SoftmaxStep):
         if op.half == "maximum":
             return (op.scores,) if op.first else (op.scores, op.row_max)
@@ -87,7 +88,7 @@ def buffers_read(op) -> tuple[str, ...]:
     if isinstance(op, l3.Rescale):
         return (op.dst, op.factor)
     if isinstance(op, l3.Finalize):
-        return (op.accumulator, *(STATISTICS if op.kind == "softmax" else ()))
+        return (op.accumulator, *(STATISTICS if op.kind == "softmax" else ()), *((op.gap,) if op.gap else ()))
     if isinstance(op, l3.Convert):
         return (op.src,) if op.factor is None else (op.src, op.factor)
     if isinstance(op, l3.Store):
@@ -98,7 +99,7 @@ def buffers_read(op) -> tuple[str, ...]:
 def buffers_written(op) -> tuple[str, ...]:
     """Buffers that `op` writes (a Copy writes its channel's buffer, which is not named here)."""
     if isinstance(op, l3.SoftmaxStep) and op.maximum is not None:
-        return op.scores, op.row_max, op.row_sum
+        return (op.scores, op.row_max, op.row_sum, *((op.correction,) if op.first or op.sets else ()))
     if isinstance(op, l3.SoftmaxStep) and op.half != "both":
         if op.half == "weights":
             return (op.scores, op.row_sum)

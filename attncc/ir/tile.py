@@ -160,6 +160,8 @@ class Finalize:
 
     `shift` (softmax) is a number of each row that was left out of its scores: it enters LSE and the sink's term as if it had been
     added to every score; a row whose shift is -inf has no weights (l = 0).
+
+    `gap` (L3) names a buffer: what rounding the weights added to l. The accumulator is divided by l + gap, LSE is that of l.
     """
 
     accumulator: str
@@ -168,6 +170,7 @@ class Finalize:
     sink: Expr | None = None
     weight_scale: Expr | None = None
     shift: Expr | None = None
+    gap: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,26 @@ Passes then split the role, add stages and overlap the steps.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from attncc.formats import bytes_of
 from attncc.ir import packing
 from attncc.ir import schedule as l3
 from attncc.ir.expr import ZERO, Expr, add, apply, const, floordiv, var, variables
 from attncc.ir.schedule_ops import drop_unused_lets
-from attncc.ir.tile import PARTIAL, REGISTER, SHARED, Let, Load, Matmul, Segment, Softmax, TileProgram, Weights
+from attncc.ir.tile import (
+    PARTIAL,
+    REGISTER,
+    SHARED,
+    Finalize,
+    Let,
+    Load,
+    Matmul,
+    Segment,
+    Softmax,
+    TileProgram,
+    Weights,
+)
 from attncc.targets import Target
 from attncc.targets.cost import element_cost
 from attncc.targets.fit import Tiles, computing_groups, hints, splits
@@ -127,7 +141,11 @@ def _role_body(program: TileProgram, target: Target) -> tuple[l3.Op, ...]:
     inner = tuple(op for op in lets if op not in outer)
     loops = (_loop(i, s, target) for i, s in enumerate(program.segments))
     some = l3.If(apply("gt", var(TOTAL), ZERO), (*inner, *(o for op in loads for o in _copy(op)), *loops))
-    body = (*_fills(program), *outer, *counts, Let(TOTAL, total), some, *program.epilogue)
+    fills, epilogue = _fills(program), program.epilogue
+    if any(isinstance(op, Softmax) and _bounded(op, target) for op in _all_ops(program)):
+        fills += (l3.Fill(CORRECTION, 0.0),)
+        epilogue = tuple(replace(op, gap=CORRECTION) if isinstance(op, Finalize) else op for op in epilogue)
+    body = (*fills, *outer, *counts, Let(TOTAL, total), some, *epilogue)
     return drop_unused_lets(body)
 
 

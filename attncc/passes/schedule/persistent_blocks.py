@@ -23,7 +23,21 @@ import dataclasses
 
 from attncc.formats import bytes_of
 from attncc.ir import schedule as l3
-from attncc.ir.expr import ONE, ZERO, Expr, add, apply, const, floordiv, minimum, mul, select, sub, substitute, var, variables
+from attncc.ir.expr import (
+    ONE,
+    ZERO,
+    add,
+    apply,
+    const,
+    floordiv,
+    minimum,
+    mul,
+    select,
+    sub,
+    substitute,
+    var,
+    variables,
+)
 from attncc.ir.schedule_ops import compute_role, operations, replace_role, role_named, shared_bytes
 from attncc.ir.simplify import simplify
 from attncc.ir.tile import SHARED, Finalize, Let, Store

@@ -9,7 +9,18 @@ from attncc.ir.expr import ONE, ZERO, Expr, add, apply, const, load, sub, transf
 from attncc.ir.key_ranges import program_facts
 from attncc.ir.packing import fixed_extents
 from attncc.ir.tile import (
-    FULL, TILE_COUNT, TILE_LIST, ColLet, Finalize, Let, Mask, Op, RowLet, Score, TileProgram, extent_name,
+    FULL,
+    TILE_COUNT,
+    TILE_LIST,
+    ColLet,
+    Finalize,
+    Let,
+    Mask,
+    Op,
+    RowLet,
+    Score,
+    TileProgram,
+    extent_name,
 )  # fmt: skip
 
 
