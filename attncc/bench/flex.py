@@ -24,17 +24,19 @@ SIMPLE = {
 def as_function(expr: Expr, tensors: dict[str, torch.Tensor], numbers: dict[str, object], device) -> Callable:
     """`f(qk, b, h, q_idx, kv_idx, hkv)` that computes `expr` for one element."""
     order = list(walk(expr))
-    consts = {n: torch.tensor(n.value, dtype=TYPES[n.type], device=device) for n in order if n.op == "const"}
+
+    def number(value, kind: str) -> torch.Tensor:
+        """Made by an operation: FlexAttention's compiler cannot lower tensors that are constants of the function (PyTorch 2.11)."""
+        return torch.full((), value, dtype=TYPES[kind], device=device)
 
     def function(qk, b, h, q_idx, kv_idx, hkv):
         env = {"qk": qk, "b": b, "h": h, "q_idx": q_idx, "kv_idx": kv_idx, "hkv": hkv}
         done = {}
         for n in order:
             if n.op == "const":
-                done[n] = consts[n]
+                done[n] = number(n.value, n.type)
             elif n.op == "var":
-                value = env[n.value] if n.value in env else torch.tensor(numbers[n.value], device=device)
-                done[n] = value.to(TYPES[n.type])
+                done[n] = env[n.value].to(TYPES[n.type]) if n.value in env else number(numbers[n.value], n.type)
             elif n.op == "load":
                 done[n] = tensors[n.value][tuple(done[i].long() for i in n.args)].to(TYPES[n.type])
             else:
