@@ -39,6 +39,13 @@ def tile(columns: int):
     return cute.make_rmem_tensor((1, columns), Float32)
 
 
+def scale_pair(scores, c: int, factor: float, terms: list):
+    """Columns c and c + 1 become factor * x, plus their own of the two `terms` if there are any."""
+    pair, scale = (scores[0, c], scores[0, c + 1]), (Float32(factor), Float32(factor))
+    out = cute.arch.fma_packed_f32x2(pair, scale, tuple(terms)) if terms else cute.arch.mul_packed_f32x2(pair, scale)
+    scores[0, c], scores[0, c + 1] = out
+
+
 def maximum(scores, row_max, correction, multiplier: float, first: bool, guard: bool, slack: float):
     """The row's new maximum, and the factor for what was added up before. Arguments as `softmax.step`."""
     columns = cute.size(scores, mode=[1])
@@ -61,12 +68,15 @@ def weights(scores, row_max, row_sum, correction, multiplier: float, first: bool
 
     `polynomial` of each 16 pairs are made without the special function unit, spread evenly among the others.
     """
-    columns = cute.size(scores, mode=[1])
     shift, scale = _base(row_max[0], guard) * Float32(-multiplier), Float32(multiplier)
-    chains = [None] * CHAINS
-    if not first:
-        chains[0] = (row_sum[0] * correction[0], Float32(0.0))
-    for c in range(0, columns, 2):
+    before = None if first else (row_sum[0] * correction[0], Float32(0.0))
+    row_sum[0] = _weigh_pairs(scores, scale, shift, before, polynomial)
+
+
+def _weigh_pairs(scores, scale, shift, before, polynomial: int):
+    """Scores x become 2**(scale * x + shift) in place; their sum and that of `before`, a pair or None."""
+    chains = [before] + [None] * (CHAINS - 1)
+    for c in range(0, cute.size(scores, mode=[1]), 2):
         pair = (scores[0, c], scores[0, c + 1])
         a, b = cute.arch.fma_packed_f32x2(pair, (scale, scale), (shift, shift))
         a, b = exp2_pair(a, b) if by_polynomial(c // 2, polynomial) else (arith.exp2(a), arith.exp2(b))
@@ -74,7 +84,7 @@ def weights(scores, row_max, row_sum, correction, multiplier: float, first: bool
         i = c // 2 % CHAINS
         chains[i] = (a, b) if chains[i] is None else cute.arch.add_packed_f32x2(chains[i], (a, b))
     low, high = chains[0] if CHAINS == 1 else cute.arch.add_packed_f32x2(*chains)
-    row_sum[0] = low + high
+    return low + high
 
 
 def by_polynomial(pair: int, count: int) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 
 from attncc.emit.diagonals import DISTANCE, split_diagonals
 from attncc.emit.expressions import Names, literal, local_name, names_of, tensor_name, to_statements
+from attncc.emit.pairs import QK, split_scaled
 from attncc.emit.ranges import KeyRange, key_range
 from attncc.emit.tables import tables_of
 from attncc.emit.tensor_memory import issues_products, link_view, owned_cells, phases_of, role_macro, tensor_view
@@ -108,6 +109,7 @@ class Flattener:
         }
         self.products: dict[str, MmaView] = {}
         self.issues = self.in_parts = False
+        self.owns_rows = any(b.space == "tensor" for b in schedule.buffers)
         self.element_lets: dict[str, str] = {}
         self.group_threads = 0
         self.staged = self.staged_columns = 0
@@ -391,7 +393,7 @@ class Flattener:
         blocks = tuple(Step("load_block", {"name": n, "channel": self.channels[n], "product": self.product_of[op.dst]}) for n in blocks_read(op))
         expr, terms = split_diagonals(op.expr, columns)
         if not terms or self.group_threads != STAGING_THREADS:
-            return "score", {"blocks": blocks}
+            return self.score_in_pairs(op) or ("score", {"blocks": blocks})
         names = self.names(f"e{self.count}d", {DISTANCE: DISTANCE})
         texts = [to_statements((term,), names) for term in terms]
         staged = [f"diagonals[{i} * WIDTH + stage_at + near]" for i in range(len(terms))]
@@ -400,6 +402,18 @@ class Flattener:
         self.staged = max(self.staged, len(terms))
         parts = tuple({"number": i, "lines": found, "text": value} for i, (found, (value,)) in enumerate(texts))
         return "score_staged", {"parts": parts, "inner": lines, "text": text, "barrier": self.staging_barrier, "blocks": blocks}
+
+    def score_in_pairs(self, op):
+        """Where a thread owns whole rows: a multiple of the product and a term, two columns at a time, then what is left; None elsewhere."""
+        found = split_scaled(op.expr) if self.owns_rows else None
+        if found is None:
+            return None
+        factor, term, left = found
+        names = self.names(f"e{self.count}p", self.variables(op))
+        lines, (text,) = to_statements((const(0.0) if term is None else term,), names)
+        rest = () if left == QK else (self.step(dataclasses.replace(op, expr=left)),)
+        fields = {"factor": literal(factor), "lines": lines, "term": text, "rest": rest}
+        return ("score_scaled" if term is None else "score_pairs"), fields
 
     def view_mask(self, op):
         """Bounds of a row on the keys it keeps, then what is left as a condition on each element."""

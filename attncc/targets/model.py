@@ -102,7 +102,7 @@ def polynomials(attention: Attention, target: Target, tiles: Tiles) -> int:
     arithmetic, and none for f16, whose weights would show the polynomial's error."""
     if not target.has("packed_arithmetic") or attention.reduction.kind != "softmax" or attention.dtype != "bf16":
         return 0
-    return min(range(SIXTEENTHS // 2 + 1), key=lambda n: period(attention, target, tiles, polynomial=n).total)
+    return min(range(SIXTEENTHS + 1), key=lambda n: period(attention, target, tiles, polynomial=n).total)
 
 
 def _instructions(target: Target, tiles: Tiles, dim_v: int, extra: ElementCost) -> float:

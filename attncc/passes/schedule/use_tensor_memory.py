@@ -118,6 +118,8 @@ class _Plan:
             return fetch if op.transposed else ()
         if isinstance(op, (l3.Wait, l3.Release)) and op.channel in loads or isinstance(op, l3.MmaWait):
             return ()
+        if isinstance(op, Weights):
+            return l3.Acquire(WEIGHTS), op
         if isinstance(op, l3.SoftmaxStep):
             step = dataclasses.replace(op, slack=SLACK)
             factor = () if op.first else hand_on(FACTOR, CORRECTION)
@@ -127,8 +129,6 @@ class _Plan:
             return (l3.Fill(CORRECTION, 1.0),) if not self.online else ()
         if isinstance(op, l3.Rescale):
             return ()
-        if isinstance(op, Weights):
-            return l3.Acquire(WEIGHTS), op
         if isinstance(op, l3.Convert):
             return l3.Convert(WEIGHTS, op.src), l3.Commit(WEIGHTS)
         if isinstance(op, Finalize):
