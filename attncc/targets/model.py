@@ -64,15 +64,16 @@ class Estimate:
 
 
 def period(
-    attention: Attention, target: Target, tiles: Tiles, resident: int = 1, polynomial: int | None = None
-) -> Period:
-    """The iteration of a block when `resident` blocks share an SM.
+    attention: Attention, target: Target, tiles: Tiles, resident: int = 1, polynomial: int | None = None,
+    extra: ElementCost | None = None,
+) -> Period:  # fmt: skip
+    """The iteration of a block when `resident` blocks share an SM. `extra` is the score's work where more is known than its text.
 
     `polynomial` of 16 pairs of exponentials are made without the special function unit; as many as `polynomials` says when not given.
     """
     if polynomial is None:
         polynomial = polynomials(attention, target, tiles)
-    r, extra = target.rates, element_cost(attention)
+    r, extra = target.rates, extra or element_cost(attention)
     qk, v = target.pad(attention.dim_qk), target.pad(attention.dim_v)
     elements = tiles.tile_m * tiles.tile_n
     warps = tiles.groups * target.group_warps
@@ -149,9 +150,9 @@ def resident_blocks(attention: Attention, target: Target, tiles: Tiles) -> int:
 
 def estimate(
     attention: Attention, target: Target, tiles: Tiles, batch: int, seq_q: int, seq_kv: int, kept: float | None = None,
-    visited: int | None = None,
+    visited: int | None = None, extra: ElementCost | None = None,
 ) -> Estimate:  # fmt: skip
-    """The prediction for one call of the kernel.
+    """The prediction for one call of the kernel. `extra` as for `period`.
 
     kept     part of the score cells that the mask keeps (1.0 when not given), for the flop count
     visited  key tiles that all blocks of one batch entry and head visit together; from `kept` when not given
@@ -162,7 +163,7 @@ def estimate(
     q_tiles = -(-seq_q // tiles.tile_m)
     iterations = visited if visited is not None else round(q_tiles * -(-seq_kv // tiles.tile_n) * kept)
     resident = resident_blocks(a, target, tiles)
-    p = period(a, target, tiles, resident)
+    p = period(a, target, tiles, resident, extra=extra)
     # an SM's units are shared by its blocks: the work adds up, the fixed parts of one block hide under another
     cycles = heads * (iterations * p.total + q_tiles * (p.total + r.tile_cycles / resident)) / r.sms
     flops = 2.0 * heads * seq_q * seq_kv * kept * (a.dim_qk + a.dim_v)
