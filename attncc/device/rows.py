@@ -40,10 +40,9 @@ def tile(columns: int):
 
 
 def scale_pair(scores, c: int, factor: float, terms: list):
-    """Columns c and c + 1 become factor * x, plus their own of the two `terms` if there are any."""
+    """Columns c and c + 1 become factor * x plus their own of the two `terms`."""
     pair, scale = (scores[0, c], scores[0, c + 1]), (Float32(factor), Float32(factor))
-    out = cute.arch.fma_packed_f32x2(pair, scale, tuple(terms)) if terms else cute.arch.mul_packed_f32x2(pair, scale)
-    scores[0, c], scores[0, c + 1] = out
+    scores[0, c], scores[0, c + 1] = cute.arch.fma_packed_f32x2(pair, scale, tuple(terms))
 
 
 def maximum(scores, row_max, correction, multiplier: float, first: bool, guard: bool, slack: float):

@@ -413,7 +413,7 @@ class Flattener:
         lines, (text,) = to_statements((const(0.0) if term is None else term,), names)
         rest = () if left == QK else (self.step(dataclasses.replace(op, expr=left)),)
         fields = {"factor": literal(factor), "lines": lines, "term": text, "rest": rest}
-        return ("score_scaled" if term is None else "score_pairs"), fields
+        return "score_pairs", fields
 
     def view_mask(self, op):
         """Bounds of a row on the keys it keeps, then what is left as a condition on each element."""
