@@ -46,6 +46,14 @@ def as_function(expr: Expr, tensors: dict[str, torch.Tensor], numbers: dict[str,
     return function
 
 
+def compiled() -> Callable:
+    """flex_attention, compiled anew: one function that was compiled for many cases runs eagerly from the ninth on."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    torch._dynamo.reset()
+    return torch.compile(flex_attention, dynamic=False)
+
+
 def score_and_mask(a: Attention, inputs: dict, sizes: dict[str, int], device) -> tuple[Callable, Callable]:
     """(score_mod, mask_mod) of FlexAttention, to be used with scale 1: the scale is part of the score."""
     tensors = {t.name: inputs[t.name] for t in a.tensors}

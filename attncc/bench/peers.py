@@ -92,9 +92,9 @@ def flex(c: Call) -> Callable[[], torch.Tensor]:
             "it has no "
             + ("sink inside the softmax" if a.reduction.sink is not None else f"reduction {a.reduction.kind}")
         )
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import create_block_mask
 
-    from attncc.bench.flex import score_and_mask
+    from attncc.bench.flex import compiled, score_and_mask
     from attncc.ir.expr import TRUE, variables
 
     batch, seq_q, seq_kv = c.q.shape[0], c.q.shape[1], c.k.shape[1]
@@ -105,7 +105,7 @@ def flex(c: Call) -> Callable[[], torch.Tensor]:
         used = variables(a.mask)
         b, h = batch if "b" in used else None, a.heads_q if used & {"h", "hkv"} else None
         block_mask = create_block_mask(mask_mod, b, h, seq_q, seq_kv, device=c.q.device, _compile=c.q.is_cuda)
-    run = torch.compile(flex_attention, dynamic=False)
+    run = compiled()
     q, k, v = (x.transpose(1, 2) for x in (c.q, c.k, c.v))
     options = {"score_mod": score_mod, "block_mask": block_mask, "scale": 1.0, "enable_gqa": a.group > 1}
     return lambda: run(q, k, v, **options).transpose(1, 2)
