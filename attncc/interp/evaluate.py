@@ -167,9 +167,8 @@ class Evaluator:
         if node.op != "load":
             what = {"shl": "a shift count outside 0..31", "shr": "a shift count outside 0..31"}
             code = "E323" if node.op in what else "E322"
-            return Diagnostic(
-                code, f"{what.get(node.op, 'integer division by zero')}, at a position that is not masked"
-            )
+            message = f"{what.get(node.op, 'integer division by zero')}, at a position that is not masked"
+            return Diagnostic(code, message, notes=(f"in `{node!r}`",), hint="mask the position, or guard it with a conditional")
         tensor = self.tensors[node.value]
         indices = [_at(i, position) for i in self.indices[node]]
         axis, index, extent = next((a, i, n) for a, (i, n) in enumerate(zip(indices, tensor.shape)) if not 0 <= i < n)
@@ -177,7 +176,7 @@ class Evaluator:
             "E321",
             f"tensor `{node.value}` is read out of range: index {index} in dimension {axis}, which has extent {extent}",
             argument=node.value,
-            notes=(f"the whole index is [{', '.join(map(str, indices))}], the shape is {tuple(tensor.shape)}",),
+            notes=(f"in `{node!r}` the index is [{', '.join(map(str, indices))}], the shape is {tuple(tensor.shape)}",),
             hint="mask the position, clamp the index with min and max, or pass a larger tensor",
         )
 

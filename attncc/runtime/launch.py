@@ -144,6 +144,7 @@ def work_of(schedule: Schedule, arguments: Sequence[tuple]) -> Work | None:
 
 def cpu_launcher(program: TileProgram) -> Launcher:
     """Runs the tile program's interpreter: slow, in float64, with every index and every promise checked."""
+    from attncc.interp.faults import check_values
     from attncc.interp.inputs import check_promises
     from attncc.interp.run_tile import run_tile
     from attncc.ir.tile import TILE_COUNT, TILE_LIST
@@ -154,6 +155,7 @@ def cpu_launcher(program: TileProgram) -> Launcher:
     def launch(q, k, v, o, lse, *rest):
         inputs = dict(zip(names, rest))
         check_promises(a, inputs, q, k)
+        check_values(a, q, k, inputs)
         out, log = run_tile(program, q, k, v, inputs)
         o.copy_(out)
         lse.copy_(log)

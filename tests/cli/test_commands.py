@@ -61,7 +61,8 @@ def test_compile_writes_kernel_ptx_cubin_and_report(attncc, tmp_path, target):
     assert r.status == 0, r.err
     folder = tmp_path / "made" / "here"
     report = json.loads((folder / f"little_{target}.json").read_text())
-    assert all(k["registers"] > 0 and k["code"] > 0 for k in report["kernels"].values())
+    assert all(k["registers"] > 0 and k["code"] > 0 and k["frame"] == 0 for k in report["kernels"].values())
+    assert "no spills" in r.out
     assert (folder / f"little_{target}.cubin").read_bytes()[:4] == b"\x7fELF"
     assert ".version" in (folder / f"little_{target}.ptx").read_text()
     assert "ARGUMENTS" in (folder / f"little_{target}.py").read_text()

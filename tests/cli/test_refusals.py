@@ -23,6 +23,11 @@ CASES = {
         1,
         "neither a number nor true or false",
     ),
+    "parameter given twice": (("check", "little.attn", "-p", "window=3", "-p", "window=4"), 1, "`window` is given twice"),
+    "parameter beyond a float": (("check", "little.attn", "-p", "window=1e400"), 1, "too large for a float"),
+    "parameter of another type": (("check", "little.attn", "-p", "window=1.5"), 1, "help: pass a whole number, window=3"),
+    "too many tiles": (("explain", "little.attn", "--shape", "100000x100000x100000"), 1, "help: give a smaller --shape"),
+    "too many tiles to draw": (("draw", "little.attn", "--shape", "1x1000000x1000000"), 1, "help: give a smaller --shape"),
     "unknown parameter": (("check", "little.attn", "-p", "windw=3"), 1, "did you mean `window`?"),
     "unknown stage": (("explain", "little.attn", "--stage", "L9"), 1, "there is no stage `L9`"),
     "bad shape": (("explain", "little.attn", "--shape", "big"), 1, "'big' is not of the form batch x queries x keys"),
@@ -61,6 +66,30 @@ def test_a_bad_spec_shows_its_line(attncc, tmp_path):
     r = attncc("check", "bad.attn")
     assert r.status == 1 and "did you mean `causal`?" in r.err
     assert "bad.attn:5:" in r.err and "^^^^^^" in r.err
+
+
+def test_check_looks_at_the_target_of_the_text(attncc, tmp_path):
+    (tmp_path / "hint.attn").write_text(SPEC.replace("dim 64", "dim 64\n target hopper(tile_m = 77)"))
+    r = attncc("check", "hint.attn")
+    assert r.status == 1 and "no tile of target hopper fits tile_m = 77" in r.err and "^^^" in r.err
+
+
+def test_closed_streams(attncc, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    from attncc import cli
+
+    assert cli.run(["check", "little.attn"]) == 0
+    assert cli.run(["check", "nothing.attn"]) == 1
+
+
+def test_no_memory_is_no_mistake_of_attncc(attncc, monkeypatch):
+    def huge(*a, **k):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 40000000000 bytes")
+
+    monkeypatch.setattr("attncc.lower.load", huge)
+    r = attncc("check", "little.attn")
+    assert r.status == 1 and "not enough memory" in r.err and "--shape" in r.err
 
 
 @pytest.mark.parametrize("command", [("bench", "little.attn"), ("verify", "little.attn")])

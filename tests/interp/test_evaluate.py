@@ -123,7 +123,7 @@ def test_the_whole_index_is_told():
     node = load("t", (Q, apply("sub", K, 1), const(0)), FLOAT)
     with pytest.raises(AttnError, match=r"index -1 in dimension 1, which has extent 6"):
         evaluate(node, GRID, {"t": torch.zeros(4, 6, 1)})
-    with pytest.raises(AttnError, match=r"the whole index is \[0, 3\], the shape is \(2, 3\)"):
+    with pytest.raises(AttnError, match=r"in `t\[q_idx, kv_idx\]` the index is \[0, 3\], the shape is \(2, 3\)"):
         evaluate(load("t", (Q, K), FLOAT), GRID, {"t": torch.zeros(2, 3)})
 
 

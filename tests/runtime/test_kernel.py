@@ -143,3 +143,47 @@ def test_promises_are_checked_on_the_cpu_at_every_call():
         with pytest.raises(AttnError, match="E320") as caught:
             kernel(q, k, v, ids=torch.tensor([bad], dtype=torch.int32))
         assert said in str(caught.value)
+
+
+MISSING = {
+    "mask t[kv_idx + 1] == 0": "error[E321]: tensor `t` is read out of range: index 7 in dimension 0, which has extent 7",
+    "bias float(t[q_idx * 2])": "index 8 in dimension 0",
+    "bias float(q_idx // t[kv_idx])": "error[E322]: integer division by zero",
+    "bias float(q_idx << t[kv_idx] - 1)": "error[E323]: a shift count outside 0..31",
+    "reduction softmax(sink = float(t[q_idx * 3]))": "index 9 in dimension 0",
+    "reduction none(weight_scale = float(t[q_idx * 3]))": "index 9 in dimension 0",
+}
+
+
+@pytest.mark.parametrize("statement", MISSING)
+def test_a_call_on_the_cpu_says_which_value_does_not_exist(statement):
+    text = "attention x {\n heads q = 2, kv = 1\n dim 16\n dtype bf16\n tensor t: i32[seq_kv]\n" + statement + "\n}"
+    q, k = torch.zeros(1, 5, 2, 16, dtype=torch.bfloat16), torch.zeros(1, 7, 1, 16, dtype=torch.bfloat16)
+    with pytest.raises(attncc.AttnError) as error:
+        attncc.compile(text)(q, k, k, t=torch.zeros(7, dtype=torch.int32))
+    said = str(error.value)
+    assert MISSING[statement] in said and "help: mask the position" in said
+    assert "5 |  tensor t: i32[seq_kv]" in said or "E321" not in said
+
+
+def test_a_value_that_is_not_used_need_not_exist():
+    text = "attention x {\n heads q = 2, kv = 1\n dim 16\n dtype bf16\n tensor t: i32[seq_kv]\n mask kv_idx < 3\n bias float(t[kv_idx * 3])\n}"
+    q, k = torch.zeros(1, 5, 2, 16, dtype=torch.bfloat16), torch.zeros(1, 7, 1, 16, dtype=torch.bfloat16)
+    assert attncc.compile(text)(q, k, k, t=torch.zeros(7, dtype=torch.int32)).shape == q.shape
+
+
+def test_arguments_of_another_kind_are_named(tmp_path):
+    kernel = attncc.compile(PLAIN)
+    for call, code, name in (
+        (lambda: attncc.compile(PLAIN, target=5), "E401", "target"),
+        (lambda: kernel.stages(5), "E401", "target"),
+        (lambda: kernel.dump(5), "E603", "folder"),
+        (lambda: kernel.dump("/proc/nowhere"), "E603", "folder"),
+        (lambda: attncc.compile(PLAIN, attention=5), "E007", None),
+        (lambda: kernel.build("ampere", "sm_20"), "E402", None),
+        (lambda: kernel.explain(5), "E601", None),
+    ):
+        with pytest.raises(attncc.AttnError) as error:
+            call()
+        (found,) = error.value.diagnostics
+        assert found.code == code and found.argument == name
