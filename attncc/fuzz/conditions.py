@@ -129,8 +129,10 @@ class Maker(Numbers):
 
     def undefined(self, depth: int) -> Term:
         """A comparison with what is no number for some positions (then it is false), also after a minimum or maximum."""
-        a = self.integer(depth - 1)
-        root = self.pick((f"sqrt(float({a.text}) + {ODD})", f"log(float({a.text}) + {ODD})"))
+        if not self.sees("kv_idx"):
+            return self.bool_name()
+        a = f"float(kv_idx - {self.integer(depth - 1).tight}) + {ODD}"
+        root = self.pick((f"sqrt({a})", f"log({a})"))
         c = self.number(0, 12)
         root = self.pick((root, root, f"min({root}, {c + 2}.5)", f"max({c / 2}, {root})"))
         return Term(f"{self.pick(('', 'not '))}({root} {self.pick(('<', '>', '<=', '>='))} {c}.0 + {ODD})")
