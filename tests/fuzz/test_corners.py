@@ -1,9 +1,14 @@
 """Corners of the language where a peer, or an earlier attncc, was wrong without a word: every level agrees with the reference."""
 
 import pytest
+import torch
 
+import attncc
 from attncc.fuzz.compare import Case, emitted_targets, examine
 from attncc.fuzz.shapes import Shape
+from attncc.interp.data import make_inputs
+from attncc.interp.reference import reference
+from attncc.interp.run_schedule import run_schedule
 
 CORNERS = {
     "floors of negative numbers": "mask (kv_idx - q_idx) // 3 >= -5 and (q_idx - kv_idx) % 7 != 3",
@@ -49,3 +54,18 @@ def test_levels_agree(name):
         report = examine(Case(text, shape, 1), turn, every_pass=False)
         assert report.finding is None, str(report.finding)
         assert not report.refusals
+
+
+@pytest.mark.parametrize("rest", ["", "reduction sigmoid", "score softcap(20.0)"])
+def test_keys_that_the_mask_removes_may_hold_anything(rest):
+    """Memory of a cache beyond its length: neither NaN nor infinity in k reaches a row."""
+    text = "attention cached {\n heads q = 2, kv = 1\n dim 16\n dtype bf16\n tensor n: i32[b] in 0..seq_kv + 1\n mask kv_idx < n[b]\n "
+    kernel = attncc.compile(text + rest + "\n}")
+    q, k, v, _ = make_inputs(kernel.attention, 2, 20, 90)
+    inputs = {"n": torch.tensor([70, 0], dtype=torch.int32)}
+    wanted, _ = reference(kernel.attention, q, k, v, inputs)
+    k[0, 70:80], k[0, 80:], k[1] = torch.nan, torch.inf, torch.nan
+    torch.testing.assert_close(reference(kernel.attention, q, k, v, inputs)[0], wanted, rtol=0, atol=0)
+    for target in emitted_targets():
+        out, _ = run_schedule(kernel.stages(target).schedule, q, k, v, inputs)
+        torch.testing.assert_close(out, wanted)
