@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from attncc.ir import schedule as l3
 from attncc.ir.expr import OPS, Expr, variables, walk
-from attncc.ir.tile import BLOCK, COLUMN_FIRST, LSE, TENSOR, ColLet, Let, RowLet
+from attncc.ir.tile import BLOCK, COLUMN_FIRST, LSE, TENSOR, ColLet, Let, Mask, RowLet, Score
 
 PLACE = frozenset({"q_tile", "b", "h", "hkv"})
 """What names a query tile."""
@@ -45,12 +45,17 @@ def blocks_read(op) -> tuple[str, ...]:
 
 
 def names_read(op) -> frozenset[str]:
-    """Variables that an operation's own expressions read; whoever reads an element index reads the tile index it is made of."""
+    """Variables that an operation's own expressions read; whoever reads an element index reads the tile index it is made of.
+
+    A score or mask works on the elements of a tile, and reads the tile's index even where its expression does not.
+    """
     names = frozenset().union(*(variables(e) for e in expressions(op))).difference(blocks_read(op))
     if isinstance(op, l3.Place):
         return names | PLACE
     if isinstance(op, l3.Copy) and op.at is not None:
         names |= {"q_tile"}
+    if isinstance(op, (Score, Mask)):
+        names |= {"kv_tile"}
     implied = {"kv_idx": "kv_tile", COLUMN_FIRST: "kv_tile", "q_idx": "q_tile"}
     return names | {implied[n] for n in names if n in implied}
 

@@ -78,3 +78,12 @@ def test_tensor_memory_is_a_power_of_two_of_columns(dims):
     view = view_of(schedule(dims))
     assert view.tensor_columns in (32, 64, 128, 256, 512)
     assert f"allocate_tensor_memory(holder, {view.tensor_columns})" in emit(schedule(dims))
+
+
+def test_a_score_and_a_mask_of_the_row_alone_find_their_key_tile():
+    text = (
+        "attention rows { heads q = 1, kv = 1\n dim 32\n dtype bf16\n tensor t: f32[seq_q]\n"
+        " bias t[q_idx]\n mask t[q_idx] > 0.0\n reduction sigmoid }"
+    )
+    outcome = compile_schedule(attncc.compile(text, target=TARGET).stages().schedule, "sm_100a", "UTCHMMA")
+    assert outcome.resources.frame == 0
