@@ -80,10 +80,10 @@ def test_tensor_memory_is_a_power_of_two_of_columns(dims):
     assert f"allocate_tensor_memory(holder, {view.tensor_columns})" in emit(schedule(dims))
 
 
-def test_a_score_and_a_mask_of_the_row_alone_find_their_key_tile():
+def test_a_score_and_a_mask_that_name_no_key_find_their_key_tile():
     text = (
-        "attention rows { heads q = 1, kv = 1\n dim 32\n dtype bf16\n tensor t: f32[seq_q]\n"
-        " bias t[q_idx]\n mask t[q_idx] > 0.0\n reduction sigmoid }"
+        "attention nothing { heads q = 4, kv = 1\n dim 32\n dtype bf16\n mask all(37 < 9 for i in 0..3)\n"
+        " score s * sigmoid(s)\n mask key_padding(27)\n reduction relu }"
     )
     outcome = compile_schedule(attncc.compile(text, target=TARGET).stages().schedule, "sm_100a", "UTCHMMA")
     assert outcome.resources.frame == 0
