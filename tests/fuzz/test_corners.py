@@ -40,6 +40,8 @@ CORNERS = {
     "no dimension and six": "tensor a: f32[]\n tensor e: f16[b, h, seq_q, seq_kv, 1, 2]\n score s * a[] + e[b, h, q_idx, kv_idx, 0, kv_idx % 2]",
     "small ints": "tensor a: i8[seq_kv] in -128..127\n tensor c: u8[seq_kv] in 0..255\n mask a[kv_idx] < 0 or c[kv_idx] * 16777216 < 0",
     "a tensor called as a counter is": "tensor t: f32[seq_kv]\n tensor u: f32[seq_q]\n mask t[kv_idx] < u[q_idx] + 1.0",
+    "nothing is kept": "mask false",
+    "scores that are one number": "score 1.0",
     "documents without keys": "tensor d: i32[b, seq_kv] in 0..6 sorted\n mask d[b, min(max(q_idx + off, 0), seq_kv - 1)] == d[b, kv_idx]",
 }
 SHAPES = (Shape(2, 33, 47), Shape(1, 5, 0))

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from attncc.formats import bytes_of
 from attncc.ir import schedule as l3
 from attncc.ir.expr import Expr, rebuild, substitute, var, variables, walk
-from attncc.ir.schedule_ops import compute_role, operations, replace_role
+from attncc.ir.schedule_ops import compute_role, operations, remark, replace_role, shared_bytes
 from attncc.ir.tile import ELEMENT, SHARED, ColLet, Let, Mask, RowLet, Score
+from attncc.passes.schedule.pipeline_stages import looped_channels, with_stages
 from attncc.passes.tile.hoist_by_dependence import cost
 from attncc.targets import Target
 
@@ -37,12 +39,25 @@ def share_columns(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     if not slots:
         return schedule
     threads = role.warps * WARP // role.groups
-    schedule = replace_role(schedule, role, body=body)
-    return dataclasses.replace(
-        schedule,
+    out = replace_role(schedule, role, body=body)
+    out = dataclasses.replace(
+        out,
         buffers=(*schedule.buffers, l3.Buffer(NUMBERS, SHARED, slots * role.groups * threads, 1, "f32")),
         barriers=(*schedule.barriers, l3.Barrier(BARRIER, threads, role.groups)),
     )
+    return _fitting(out, target)
+
+
+def _fitting(schedule: l3.Schedule, target: Target) -> l3.Schedule:
+    """`schedule` with fewer stages of K and V where its numbers would otherwise not fit beside them."""
+    rings = frozenset(n for n in looped_channels(schedule) if schedule.channel(n).kind == "tma")
+    most = stages = max((schedule.channel(name).stages for name in rings), default=1)
+    while stages > 1 and shared_bytes(schedule, bytes_of) > target.shared_limit:
+        stages -= 1
+        schedule = with_stages(schedule, rings, stages)
+    if stages == most:
+        return schedule
+    return remark(schedule, "share_columns", f"{stages} stage(s) of K and V, not {most}: the numbers of columns take their room")
 
 
 def _body(body: tuple, rows: frozenset[str]) -> tuple:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from attncc import pipeline
+from attncc.driver import lower
 from attncc.interp.data import make_inputs
 from attncc.interp.explore_schedule import explore
 from attncc.interp.reference import reference
@@ -21,6 +22,7 @@ from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.text import format_expr, format_program, parse_program
 from attncc.ir.tile import ColLet
+from attncc.lower import load
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.share_columns import share_columns
 from attncc.passes.schedule.share_exponentials import share_exponentials
@@ -205,6 +207,15 @@ def test_more_stages_change_the_waits_of_a_role_that_copies_for_itself():
     check_numbers(deeper, "causal", 130, 200)
     explore(deeper, 1, 130, 200)
     assert len(ops(deeper, l3.Sync)) <= len(ops(shallow, l3.Sync))
+
+
+def test_numbers_of_columns_take_the_room_of_a_stage():
+    """Of K and V only: the rings that hand on one tile keep their one stage."""
+    text = """attention filled { heads q = 1, kv = 1\n dim qk = 16, v = 256\n dtype bf16\n tensor t: f32[batch, 8]\n tensor at: i32[batch, seq_kv] in 0..8
+        tensor n: i32[batch, seq_q] in 0..seq_kv\n bias -t[b, at[b, kv_idx]]\n mask kv_idx > n[b, q_idx] and at[b, kv_idx] == n[b, q_idx] }"""
+    s = lower(load(text), TARGETS["blackwell"]).schedule
+    assert [s.channel(n).stages for n in ("K", "V", "TS", "TP")] == [2, 2, 1, 1]
+    assert any(r.by == "share_columns" and "not 3" in r.text for r in s.remarks)
 
 
 if __name__ == "__main__":
