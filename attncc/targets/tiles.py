@@ -33,7 +33,10 @@ def choose_tiles(attention: Attention, target: Target) -> Tiles:
     found = tuple(t for t in found if t.tile_n >= target.tile_n_least) or found
     costs = {tiles: cost_per_row(attention, target, tiles) for tiles in found}
     limit = min(costs.values()) * (1.0 + MODEL_ERROR)
-    return min((t for t in found if costs[t] <= limit), key=lambda t: (_is_awkward(t), t.groups, costs[t]))
+    equal = (t for t in found if costs[t] <= limit)
+    if target.rates.fill_bytes:  # more rows share what comes from the L2 cache, which is power too
+        return min(equal, key=lambda t: (_is_awkward(t), -t.tile_m, costs[t]))
+    return min(equal, key=lambda t: (_is_awkward(t), t.groups, costs[t]))
 
 
 def measured(attention: Attention, target: Target) -> Tiles | None:
