@@ -115,6 +115,7 @@ class _Machine:
 
     def reset(self, tiles: int) -> None:
         shape = (self.q.shape[0], self.q.shape[1], tiles, self.program.tile_m)
+        self.gap: torch.Tensor | float = 0.0
         self.values = {
             "O": torch.zeros(*shape, self.v.shape[-1], dtype=self.dtype),
             "m": torch.full((*shape, 1), -INFINITY, dtype=self.dtype),
@@ -189,7 +190,9 @@ class _Machine:
         self.values["l"] = self.values["l"] * factor + weights.sum(-1, keepdim=True)
         self.values[op.accumulator] = self.values[op.accumulator] * factor
         self.values["m"] = new
-        self.values[op.weights] = self.rounded(weights)
+        self.values[op.weights] = rounded = self.rounded(weights)
+        if op.maximum is not None:  # see Finalize.gap
+            self.gap = self.gap + (rounded - weights).sum(-1, keepdim=True)
 
     def do_weights(self, op: ir.Weights) -> None:
         s = self.scores(op.scores)
@@ -201,7 +204,7 @@ class _Machine:
         return weights.to(TORCH_TYPES[self.program.attention.dtype]).to(self.dtype) if self.round_weights else weights
 
     def do_finalize(self, op: ir.Finalize) -> None:
-        acc, m, total = self.values[op.accumulator], self.values["m"], self.values["l"]
+        acc, m, total, gap = self.values[op.accumulator], self.values["m"], self.values["l"], self.gap
         if op.kind != "softmax":
             scale = 1.0 if op.weight_scale is None else self.value(op.weight_scale)
             self.values[op.accumulator] = acc * scale
@@ -218,7 +221,8 @@ class _Machine:
             top = torch.where(top == -INFINITY, 0.0, top)
             factor = torch.where(total == 0, 0.0, torch.exp(base - top))
             acc, total, base = acc * factor, total * factor + torch.exp(sink - top), top
-        self.values[op.accumulator] = torch.where(total == 0, 0.0, acc / torch.where(total == 0, 1.0, total))
+            gap = gap * factor
+        self.values[op.accumulator] = torch.where(total == 0, 0.0, acc / torch.where(total == 0, 1.0, total + gap))
         self.values[ir.LSE] = torch.where(total == 0, -INFINITY, base + torch.log(total))
 
     def do_store(self, op: ir.Store) -> None:

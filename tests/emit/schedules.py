@@ -26,6 +26,7 @@ from attncc.ir.schedule import (
     SoftmaxStep,
     Sync,
     Wait,
+    StoreWait,
 )  # fmt: skip
 from attncc.ir.tile import Finalize, Let, Mask, Score, Store, Weights
 
@@ -181,7 +182,7 @@ class _Bodies:
             Wait("V"), self.pv, MmaWait(0), Release("V"),
         )  # fmt: skip
         end = (
-            finalize, Sync("group"), Convert("OUT", "O"), Sync("group"), Store("OUT", "o"),
+            finalize, Sync("group"), Convert("OUT", "O"), Sync("group"), Store("OUT", "o", asynchronous=True), StoreWait(),
             Store("LSE", "lse"),
         )  # fmt: skip
         return (If(apply("gt", var("total"), ZERO), peeled), *end)
