@@ -201,8 +201,8 @@ class Flattener:
         self.products = {m.name: m for m in mmas}
         self.issues = issues_products(self.schedule, role)
         self.current = role
-        if not any(isinstance(op, l3.Place) for op in operations(role.body)):
-            body.insert(0, l3.Place())
+        stands = not any(isinstance(op, l3.Place) for op in operations(role.body))
+        place = (self.step(l3.Place()),) if stands else ()
         scores = [m.cols for m in mmas if m.transposed]
         used = channels_of(role)
         return RoleView(
@@ -215,6 +215,7 @@ class Flattener:
             group_rows=role.rows_per_group,
             **owned_cells(self.schedule, role, scores),
             head=tuple(self.step(op) for op in head),
+            place=place,
             steps=self.steps(tuple(body)),
             products=tuple(Step(f"product_{m.a_space}", dataclasses.asdict(m)) for m in mmas),
             registers=self.registers(role, mmas),

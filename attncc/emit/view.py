@@ -162,6 +162,8 @@ class RoleView:
     """Columns of a score tile that one thread owns."""
     head: tuple[Step, ...]
     """What every warp of the role does first, before `frame`."""
+    place: tuple[Step, ...]
+    """What it sets up for the one query tile it works on; () where `steps` set up several."""
     steps: tuple[Step, ...]
     products: tuple[Step, ...]
     registers: tuple[Step, ...]
