@@ -160,7 +160,8 @@ def functions(text: str) -> dict[str, tuple[list[Instruction], dict[str, int]]]:
 def _instruction(address: int, text: str) -> Instruction:
     bare = re.sub(r"^@!?U?P\w+\s+", "", text.strip())
     opcode, _, operands = bare.partition(" ")
-    return Instruction(address, opcode, operands.strip(), bare != text.strip())
+    uniform = opcode.startswith("BRA.U") and re.match(r"!?UP\w", operands.strip())  # the predicate stands among the operands
+    return Instruction(address, opcode, operands.strip(), bare != text.strip() or bool(uniform))
 
 
 def loops(code: list[Instruction], labels: dict[str, int]) -> list[list[Instruction]]:
