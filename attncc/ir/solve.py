@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Union
 
 from attncc.ir.algebra import LARGEST, Algebra, Linear, clamp, conjoin, is_clamp, linear, negate, number, to_expr
-from attncc.ir.expr import BOOL, FLOAT, INT, TRUE, ZERO, Expr, apply, select, variables
+from attncc.ir.expr import BOOL, FLOAT, TRUE, ZERO, Expr, apply, select, variables
 from attncc.ir.intervals import Intervals, Summarise
 
 MOST_ALTERNATIVES = 32

@@ -55,4 +55,4 @@ def target_for_arch(arch: str) -> Target | None:
     return None
 
 
-__all__ = ["CAPABILITIES", "TARGETS", "Accuracy", "model_accuracy", "Mma", "Rates", "RegisterPlan", "Target", "check_chip", "get_target", "target_for_arch"]
+__all__ = ["CAPABILITIES", "TARGETS", "Accuracy", "Mma", "Rates", "RegisterPlan", "Target", "check_chip", "get_target", "model_accuracy", "target_for_arch"]
