@@ -233,11 +233,26 @@ def _reaching(start: int, head: int, before) -> set[int]:
 
 
 def tensor_loops(text: str, name: str = "GMMA") -> list[list[Instruction]]:
-    """The innermost loops that run tensor instructions whose name holds `name` ("GMMA", "HMMA"), in a disassembly."""
+    """The innermost loops that run tensor instructions whose name holds `name` ("GMMA", "HMMA"), in a disassembly.
+
+    Where no natural loop holds any (a loop with two ways in): the stretches between a label and a branch back to it.
+    """
     found = []
     for code, labels in functions(text).values():
-        holding = [body for body in loops(code, labels) if any(name in i.name for i in body)]
+        bodies = loops(code, labels) if code else []
+        holding = [body for body in bodies if any(name in i.name for i in body)]
+        holding = holding or [body for body in _stretches(code, labels) if any(name in i.name for i in body)]
         found += [b for b in holding if not any(o is not b and set(o) < set(b) for o in holding)]
+    return found
+
+
+def _stretches(code: list[Instruction], labels: dict[str, int]) -> list[list[Instruction]]:
+    """From each label that a later branch goes back to, to that branch."""
+    found = []
+    for branch in code:
+        targets = re.findall(r"\.L_[A-Za-z0-9_]+", branch.operands) if branch.name == "BRA" else []
+        for begin in (labels[t] for t in targets if labels.get(t, branch.address) < branch.address):
+            found.append([i for i in code if begin <= i.address <= branch.address])
     return found
 
 
