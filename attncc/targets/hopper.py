@@ -48,7 +48,7 @@ HOPPER = Target(
         copy_cycles=800.0,
         tensor_share=0.88,
         source="H100 SXM: unit rates, copy bandwidth and the issue share of attention kernels were measured on the device",
-        fill_bytes=24.0,  # from the times of tiles of 128 and 192 rows at the power limit (docs/performance-log.md)
+        fill_bytes=24.0,  # fitted: makes the order of tiles of 128 and 192 rows that was measured; copies alone can be faster (docs/performance-log.md)
     ),
     # H100 at its power limit, TFLOP/s without and with a causal mask (docs/performance-log.md): three groups share each copy of K and V,
     # which takes a third off what moves from the L2 cache, and that is power
@@ -59,7 +59,7 @@ HOPPER = Target(
         Manner(128, 128, 2, turns=False, lazy=True, several=False),  # s4096: 616 and 555; not lazy 610 and 547
         Manner(128, 128, 3, turns=False, lazy=True, several=False),  # s16384: 720 and 664; with turns 704 and 656, those not lazy 661 and 630
         Manner(192, 128, 2, turns=True, lazy=False, several=False),  # 721 and 674; without turns 582 and 660, lazy 689 and 634
-        Manner(256, 256, 2, turns=False, lazy=True, several=True),  # 727 and 708; one tile a block 708 and 699; not lazy 8 % less
+        Manner(256, 256, 2, turns=False, lazy=True, several=True),  # full 727, one tile a block 708; not lazy 7 to 9 % less
     ),
     # docs/predictions.md; the kernels that were measured had the tiles of an earlier version
     accuracy=Accuracy("NVIDIA H200", 25, 0.19, 0.50, "dense bf16 bias full s4096"),
