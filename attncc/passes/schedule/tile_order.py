@@ -30,8 +30,8 @@ SAMPLE = 4096
 CACHE_SHARE = 0.6
 """Part of the L2 cache that keys and values of a section may fill; queries and outputs pass through it as well."""
 STREAMS = 16
-"""Key/value heads of a section where blocks take several tiles: with 132 blocks at a time eight read each stream. On the device such
-sections gain 1 to 7 % there (docs/performance-log.md), and lose 6 to 28 % where blocks start as others end."""
+"""Key/value heads of a section where blocks take several tiles: with 132 blocks at a time eight read each stream. Measured
+(docs/performance-log.md): -1 to +5 % there beside sections of eight; where blocks start as others end up to 28 % slower than sections of four."""
 TOGETHER, SECTIONS = "heads_together", "sections"
 
 
