@@ -22,6 +22,7 @@ from attncc.passes.schedule.ping_pong import ping_pong
 from attncc.passes.schedule.pipeline_stages import pipeline_stages
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.prefetch_copies import prefetch_copies
+from attncc.passes.schedule.roll_masks import roll_masks
 from attncc.passes.schedule.share_columns import share_columns
 from attncc.passes.schedule.share_exponentials import share_exponentials
 from attncc.passes.schedule.skip_missing_tiles import skip_missing_tiles
@@ -81,6 +82,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         tile_order,
         use_tensor_memory,
         share_columns,
+        roll_masks,
         share_exponentials,
         budget_registers,
         skip_missing_tiles,

@@ -5,7 +5,7 @@ score tile is a (1, columns) register tensor, and no value ever has to come from
 in pairs (FFMA2, FADD2).
 """
 
-from cutlass import Float32, cute, range_constexpr
+from cutlass import Float32, Int32, cute, range_constexpr
 
 from attncc.device import arith, softmax
 from attncc.device.softmax import no_lse, sequence, values, weigh  # noqa: F401
@@ -135,8 +135,35 @@ def bits_of_period(low, high, period: int, thread, word: int):
     return bits
 
 
+def words(columns: int) -> int:
+    """Words of bits for a row's columns."""
+    return -(-columns // WORD)
+
+
+def next_eight(bits):
+    """`bits` moved on by eight: of four times eight columns the first end in the lowest bits."""
+    return cute.arch.inline_ptx("shr.b32 {$w0}, {$r0}, 8;", write_only_types=[Int32], read_only_args=[bits])
+
+
+def with_bit(bits, i: int, kept):
+    """`bits` with the bit of column `i` of the present eight set where `kept`."""
+    bit = 1 << (24 + i)
+    return bits | arith.select(kept, Int32(bit if i < 7 else bit - 2**32), Int32(0))
+
+
 def keep_words(scores, r: int, word_of):
-    softmax.keep_words(scores, r, word_of)
+    """As `softmax.keep_words`. The choice is made here and not where its result is used, behind a wait: 128 conditions would have to be kept."""
+    columns = cute.size(scores, mode=[1])
+    for word in range(words(columns)):
+        bits = word_of(word)
+        for i in range(min(WORD, columns - WORD * word)):
+            scores[r, WORD * word + i] = _chosen(scores[r, WORD * word + i], bits, i)
+
+
+def _chosen(score, bits, i: int):
+    """`score` where bit `i` is set, else -inf."""
+    code = f"{{ .reg .pred p; .reg .b32 b; and.b32 b, {{$r1}}, {1 << i}; setp.ne.b32 p, b, 0; selp.f32 {{$w0}}, {{$r0}}, 0fFF800000, p; }}"
+    return cute.arch.inline_ptx(code, write_only_types=[Float32], read_only_args=[score, bits])
 
 
 def keep_below(scores, r: int, high):

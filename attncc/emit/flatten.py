@@ -432,7 +432,8 @@ class Flattener:
             parts.append(Step(macro, {"dst": op.dst, "lines": lines, **dict(zip(given, texts))}))
         if found.rest is not TRUE:
             lines, (text,) = to_statements((found.rest,), names)
-            parts.append(Step("mask_elements", {"dst": op.dst, "lines": lines, "expr": text}))
+            macro = "mask_rolled" if op.rolled else "mask_elements"
+            parts.append(Step(macro, {"dst": op.dst, "lines": lines, "expr": text}))
         return "mask", {"parts": tuple(parts)}
 
     def mask_words(self, op, found: KeyRange, names: Names) -> Step:

@@ -116,10 +116,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Mask:
-    """Every element of `dst` for which `expr` is false := -inf."""
+    """Every element of `dst` for which `expr` is false := -inf.
+
+    `rolled` (L3, where a thread owns whole rows): what is left of `expr` beside bounds of a row is worked out in a loop over the columns, a
+    bit for each.
+    """
 
     dst: str
     expr: Expr
+    rolled: bool = False
 
 
 @dataclass(frozen=True)

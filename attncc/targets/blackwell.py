@@ -22,6 +22,7 @@ BLACKWELL = Target(
     registers_thread=255,
     fragment_limit=((4, 216), (8, 192)),
     register_plans=(RegisterPlan(1, 48, 240, 160), RegisterPlan(2, 48, 192, 80)),
+    uncorrected_plans=(RegisterPlan(1, 48, 248, 128), RegisterPlan(2, 48, 208, 48)),
     max_threads=1024,
     dtypes=("bf16", "f16"),
     dim_step=8,

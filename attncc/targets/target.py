@@ -134,6 +134,7 @@ class Target:
                      `tile_n_usual` the longest without a hint, `tile_n_least` the shortest where there is a choice
     stages           copies of K and V that are worth having
     tensor_columns   32-bit columns of tensor memory that a block may have
+    uncorrected_plans   register budgets where sums are never corrected in the loop: the correcting role needs few then
     measured         shapes found best on the device for a simple score: (dim_qk, dim_v, tile_m, tile_n, groups), head dims padded.
                      They come before the resource model's choice, whose error is larger than what lies between good tiles
     manners          how their loops run best
@@ -168,6 +169,7 @@ class Target:
     memory_spaces: tuple[str, ...]
     rates: Rates
     tensor_columns: int = 0
+    uncorrected_plans: tuple[RegisterPlan, ...] = ()
     measured: tuple[tuple[int, int, int, int, int], ...] = ()
     manners: tuple[Manner, ...] = ()
     accuracy: Accuracy | None = None
@@ -197,9 +199,10 @@ class Target:
         shape = self.pad(dim_qk), self.pad(dim_v), groups
         return next((m for m in self.manners if (m.dim_qk, m.dim_v, m.groups) == shape), None)
 
-    def plan(self, groups: int) -> RegisterPlan | None:
+    def plan(self, groups: int, corrected: bool = True) -> RegisterPlan | None:
         """Register budgets for `groups` computing groups; None when the target does not move registers between roles."""
-        return next((p for p in self.register_plans if p.groups == groups), None)
+        plans = self.register_plans if corrected else (*self.uncorrected_plans, *self.register_plans)
+        return next((p for p in plans if p.groups == groups), None)
 
     def fragments(self, computing_warps: int) -> int:
         """Registers of a thread that S, P and O may take when `computing_warps` warps compute; 0 when that many do not fit."""
@@ -227,7 +230,7 @@ def _problems(t: Target):
         yield f"key tile step {t.tile_n_step} does not fit the matrix instruction"
     if any(rows % t.mma.m for _, rows in t.splits) or t.group_warps != t.mma.warps:
         yield "a group's rows do not fit the matrix instruction"
-    for plan in t.register_plans:
+    for plan in (*t.register_plans, *t.uncorrected_plans):
         yield from _plan_problems(t, plan)
     if len(t.rates.issue_share) != 4:
         yield "issue_share needs four entries"

@@ -73,6 +73,15 @@ def test_softmax_works_on_pairs_and_polynomials_take_their_share(plain):
     assert plain["correction"]["FMUL2"] == 2 * 64 // 2
 
 
+def test_a_mask_of_pairs_is_a_loop_over_eight_columns_and_does_not_spill():
+    """Written out for each column it takes 100 KB of code and spills."""
+    text = "attention pairs { heads q = 2, kv = 1\n dim 64\n dtype bf16\n tensor seen: bool[batch, seq_q, seq_kv]\n mask seen[b, q_idx, kv_idx] }"
+    made = attncc.compile(text, target=TARGET).stages().schedule
+    outcome = compile_schedule(made, "sm_100a", "UTCHMMA")
+    assert made.tile_n == 128 and outcome.resources.frame == 0
+    assert outcome.resources.code < 65_000
+
+
 @pytest.mark.parametrize("dims", ("dim 64", "dim 128", "dim qk = 192, v = 128", "dim 192", "dim 256"))
 def test_tensor_memory_is_a_power_of_two_of_columns(dims):
     view = view_of(schedule(dims))

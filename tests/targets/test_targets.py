@@ -78,8 +78,9 @@ def test_a_score_that_fits_no_tile_gets_the_smallest():
     biases = "\n ".join(f"bias t{i}[q_idx, kv_idx]" for i in range(30))
     tensors = "\n ".join(f"tensor t{i}: f32[seq_q, seq_kv]" for i in range(30))
     a = load(f"attention a {{ heads q = 8, kv = 8\n dim 256\n dtype bf16\n {tensors}\n {biases} }}")
-    for target in (HOPPER, AMPERE):
-        assert candidates(a, target) == () and choose_tiles(a, target).tile_n == 16
+    for target in TARGETS.values():
+        assert candidates(a, target) == () and choose_tiles(a, target).tile_n == target.tile_n_step
+        assert refuse(a, target) == []
 
 
 def test_a_long_score_is_unrolled_over_few_keys_by_synchronous_products():

@@ -4,6 +4,7 @@
     after   role name=producer, registers=24 { set_registers count=24, grow=false ... }
             role name=consumer, registers=240 { set_registers count=240, grow=true ... }
 
+Where sums are never corrected, a role that would correct them needs few registers, and the computing ones get them.
 Asks for: set_registers. Without this pass every thread has the launch's share, and long score tiles spill.
 """
 
@@ -19,7 +20,8 @@ from attncc.targets import Target
 def budget_registers(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     """`schedule` with a register budget for each role, by the target's plan for this number of computing groups."""
     compute = compute_role(schedule)
-    plan = target.plan(compute.groups)
+    corrected = any(isinstance(op, l3.Rescale) for role in schedule.roles for op in operations(role.body))
+    plan = target.plan(compute.groups, corrected)
     if not target.has("set_registers") or plan is None or len(schedule.roles) < 2:
         return schedule
 

@@ -114,12 +114,12 @@ class _Plan:
     def softmax_op(self, op) -> tuple[l3.Op, ...]:
         loads = {c.name for c in self.schedule.channels}
         if isinstance(op, l3.Mma):
-            fetch = (l3.Wait(SCORES), l3.Convert(op.dst, SCORES), l3.Release(SCORES))
+            # products run in the order they are issued: with the scores, the product that read the weights before them is done too
+            room = () if self.online else (l3.Acquire(WEIGHTS),)
+            fetch = (l3.Wait(SCORES), *room, l3.Convert(op.dst, SCORES), l3.Release(SCORES))
             return fetch if op.transposed else ()
         if isinstance(op, (l3.Wait, l3.Release)) and op.channel in loads or isinstance(op, l3.MmaWait):
             return ()
-        if isinstance(op, Weights):
-            return l3.Acquire(WEIGHTS), op
         if isinstance(op, l3.SoftmaxStep):
             step = dataclasses.replace(op, slack=SLACK)
             factor = () if op.first else hand_on(FACTOR, CORRECTION)

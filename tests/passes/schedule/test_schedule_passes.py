@@ -21,9 +21,10 @@ from attncc.interp.schedule_trace import blocks_of, call_of
 from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.text import format_expr, format_program, parse_program
-from attncc.ir.tile import ColLet
+from attncc.ir.tile import ColLet, Mask
 from attncc.lower import load
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
+from attncc.passes.schedule.roll_masks import roll_masks
 from attncc.passes.schedule.share_columns import share_columns
 from attncc.passes.schedule.share_exponentials import share_exponentials
 from attncc.passes.schedule.tile_order import heads_together
@@ -35,15 +36,15 @@ from tests.schedules import attention, schedule
 
 CHANGES = Path(__file__).parent / "changes"
 PASSES = [(t, p) for t in ("hopper", "ampere") for p in pipeline.SCHEDULE_PASSES[t]]
-PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, share_exponentials)]
+PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, roll_masks, share_exponentials)]
 NEEDED = {"place_copy_waits", "use_tensor_memory"}
 """Passes without which a schedule is not finished."""
 SUBJECTS = {
-    "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "copy_biases": {"name": "pairs"},
+    "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "roll_masks": {"name": "pages"}, "copy_biases": {"name": "pairs"},
     "persistent_blocks": {"name": "narrow", "tile_m": 192}, "skip_missing_tiles": {"name": "packed"},
 }  # fmt: skip
 """What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair, a shape
-whose blocks take several tiles, packed sequences."""
+whose blocks take several tiles, packed sequences, a mask that reads a tensor for every pair."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -192,6 +193,16 @@ def test_polynomials_stay_away_from_masks_and_other_types():
     assert 0 < count < 8 and [op.polynomial for op in steps] == [0, 0, count], "first, partial and full tiles"
     assert polynomials(dataclasses.replace(attention("causal"), dtype="f16"), target, tiles) == 0
     assert polynomials(attention("causal"), TARGETS["hopper"], tiles) == 0
+
+
+def test_long_masks_are_rolled_and_short_ones_written_out():
+    """A tensor of the mask's own for every pair, or many numbers of a key; not bounds on the key, or one comparison beside them."""
+
+    def rolled(name):
+        return {op.rolled for op in ops(schedule(name, "blackwell"), Mask)}
+
+    assert (rolled("pages"), rolled("causal"), rolled("window"), rolled("documents")) == ({True}, {False}, {False}, {False})
+    assert not any(op.rolled for op in ops(schedule("pages", "hopper"), Mask)), "a thread owns parts of rows there"
 
 
 def test_more_stages_change_the_waits_of_a_role_that_copies_for_itself():
