@@ -82,6 +82,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         use_tensor_memory,
         share_columns,
         share_exponentials,
+        persistent_blocks,
         budget_registers,
         skip_missing_tiles,
     ),
