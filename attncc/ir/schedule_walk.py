@@ -35,7 +35,7 @@ def walk_problems(schedule: l3.Schedule, samples: tuple[tuple[int, int], ...]) -
 
 def _balance(schedule: l3.Schedule, walks: dict[str, _Walk]) -> Iterator[str]:
     """Tiles put into each channel, beside those taken out."""
-    for c, consumer in ((c, consumer) for c in schedule.channels for consumer in c.consumers):
+    for c, consumer in [(channel, name) for channel in schedule.channels for name in channel.consumers]:
         made = walks[c.producer].count["commit", c.name]
         walk = walks[consumer]
         seen = walk.count["release", c.name] + walk.waiting[c.name]
