@@ -188,7 +188,7 @@ def early_output(s):
     """The output is written over Q without the sums having been asked for."""
 
     def rule(op):
-        last = isinstance(op, l3.ForParts) and op.body == (l3.Acquire("TO"),)
+        last = isinstance(op, l3.If) and op.body == (l3.Acquire("TO"),)
         return () if last else (op,)
 
     return change(s, "correction", rule)

@@ -147,8 +147,9 @@ class _Plan:
             l3.Wait(FACTOR), l3.Acquire(SUMS), l3.Rescale(SUMS, FACTOR, seldom=True), l3.Commit(SUMS), l3.Release(FACTOR),
         )  # fmt: skip
         loop = (l3.For(STEP, ONE, var(TOTAL), "corrections", (l3.ForParts(rescale),)),) if self.online else ()
-        some = (l3.ForParts((*wait, l3.Commit(SUMS))), *loop, l3.ForParts((l3.Acquire(SUMS),)))
-        end = (l3.Wait(FACTOR), l3.Convert(OUT, SUMS, FACTOR), l3.Release(FACTOR), l3.Sync(ROWS), Store(OUT, "o", asynchronous=True))
+        some = (l3.ForParts((*wait, l3.Commit(SUMS))), *loop)
+        # the first part's sums are complete, and leave, while the last products of the second run
+        end = (self.nonempty((l3.Acquire(SUMS),)), l3.Wait(FACTOR), l3.Convert(OUT, SUMS, FACTOR), l3.Release(FACTOR), l3.Sync(ROWS), Store(OUT, "o", asynchronous=True))
         return (l3.ForParts(take), *self.counts, self.nonempty(some), l3.ForParts(end), l3.StoreWait())
 
     # ------------------------------------------------------------ products
