@@ -277,6 +277,15 @@ def test_an_arrival_count_off_by_one_is_illegal():
         check_schedule(with_channel(schedule("dense", TARGET), "TS", arrivals=2), get_target(TARGET))
 
 
+def test_both_readers_of_q_release_it():
+    s = schedule("causal", TARGET, shared=LITTLE)
+    assert s.channel("Q").consumers == ("issuer", "correction") and {r.name for r in s.roles} >= {"producer", "queries"}
+    with pytest.raises(IllegalProgram, match="emptied by 1 arrivals, 2 groups"):
+        check_schedule(with_channel(s, "Q", arrivals=1), get_target(TARGET))
+    with pytest.raises(IllegalProgram, match="which is for issuer and correction"):
+        check_schedule(change(s, "consumer", lambda op: (op, l3.Wait("Q")) if isinstance(op, l3.Finalize) else (op,)), get_target(TARGET))
+
+
 def test_one_warp_issues_every_product_and_weights_lie_over_scores():
     s = schedule("causal", TARGET)
     issuing = [r for r in s.roles if any(isinstance(op, l3.Mma) for op in operations(r.body))]

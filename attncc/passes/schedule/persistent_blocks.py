@@ -12,9 +12,25 @@ round they are dealt to the blocks forwards and backwards in turn, so that with 
 block gets as much. The output gets shared memory of its own where there is some left, and Q can be copied under it; else Q is released when the
 output has been stored out of its memory.
 
-Asks for: roles, tma_store. Done where the costs of all query tiles are known to be alike, or to rise from the first to the last;
-elsewhere the hardware hands out blocks as others end, which balances any cost. Whether it pays is measured for each shape of the loop
-(`Target.manners`): it gains 1 to 3 % at head dims 64 and 256, and loses up to 5 % at 96 and 192/128. Without this pass each block works on one tile.
+With tensor memory, four roles (FlashAttention-4):
+
+    before  role correction { acquire TO; TO := 0; ...; OUT := TO * FACTOR; store OUT; store_wait }
+            role issuer     { wait Q; S := Q K^T ...; O += P V }
+    after   role correction { acquire TO; for each work tile { place; TO := 0; ...; wait Q; OUT := TO * FACTOR; store OUT; store_wait; release Q } }
+            role issuer     { for each work tile { place; wait Q; S := Q K^T ...; release Q; O += P V } }
+            role queries    { for each work tile { place; copy Q } }                          (where the output lies over Q)
+
+Rings between roles go on from tile to tile: each is filled and emptied equally often for a tile, also for one without keys, but for the sums TO,
+which the correction takes once and has again at each tile's end. Q is waited for in any case and released behind the last product
+that reads it. With memory of its own for the output (a third stage of K and V gives way to it) the copy of Q, the first products of
+a tile and its first softmax run under the last products, the correction's last factor and the store of the tile before; products into TO wait for
+those. With the output over Q the correction must release Q too, when the store has read it, and a role of its own copies Q, so that
+the first K and V of the next tile come meanwhile; products wait.
+
+Asks for: roles, tma_store. Done where the costs of all query tiles are known to be alike, or to rise from the first to the last (tables of tiles,
+packed sequences and tiles of heads that differ are not); elsewhere the hardware hands out blocks as others end, which balances any cost.
+Whether it pays is measured for each shape of the loop (`Target.manners`): on Hopper it gains 1 to 3 % at head dims 64 and 256, and loses up to 5 %
+at 96 and 192/128. Where nothing was measured the resource model decides (`model.gains_by_several`). Without this pass each block works on one tile.
 """
 
 from __future__ import annotations

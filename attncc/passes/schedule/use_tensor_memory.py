@@ -149,7 +149,11 @@ class _Plan:
         loop = (l3.For(STEP, ONE, var(TOTAL), "corrections", (l3.ForParts(rescale),)),) if self.online else ()
         some = (l3.ForParts((*wait, l3.Commit(SUMS))), *loop)
         # the first part's sums are complete, and leave, while the last products of the second run
-        end = (self.nonempty((l3.Acquire(SUMS),)), l3.Wait(FACTOR), l3.Convert(OUT, SUMS, FACTOR), l3.Release(FACTOR), l3.Sync(ROWS), Store(OUT, "o", asynchronous=True))
+        end = (
+            self.nonempty((l3.Acquire(SUMS),)),
+            l3.Wait(FACTOR), l3.Convert(OUT, SUMS, FACTOR), l3.Release(FACTOR),
+            l3.Sync(ROWS), Store(OUT, "o", asynchronous=True),
+        )  # fmt: skip
         return (l3.ForParts(take), *self.counts, self.nonempty(some), l3.ForParts(end), l3.StoreWait())
 
     # ------------------------------------------------------------ products

@@ -43,7 +43,8 @@ ONE_PART = {"blackwell_persistent_blocks"}
 """Without them a schedule is explored with one part of a query tile: with two it is as the neighbours', at 40 seconds each."""
 SUBJECTS = {
     "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "copy_biases": {"name": "pairs"},
-    "persistent_blocks": {"name": "narrow", "tile_m": 192}, "blackwell_persistent_blocks": {"name": "wide", "small": False}, "skip_missing_tiles": {"name": "packed"},
+    "persistent_blocks": {"name": "narrow", "tile_m": 192}, "blackwell_persistent_blocks": {"name": "wide", "small": False},
+    "skip_missing_tiles": {"name": "packed"},
 }  # fmt: skip
 """What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair, a shape
 whose blocks take several tiles (with tensor memory: one whose output lies over Q), packed sequences."""
@@ -222,6 +223,24 @@ def test_numbers_of_columns_take_the_room_of_a_stage():
     s = lower(load(text), TARGETS["blackwell"]).schedule
     assert [s.channel(n).stages for n in ("K", "V", "TS", "TP")] == [2, 2, 1, 1]
     assert any(r.by == "share_columns" and "not 3" in r.text for r in s.remarks)
+
+
+@pytest.mark.parametrize(("name", "several"), (("dense", True), ("causal", True), ("window", True), ("documents", False), ("packed", False)))
+def test_tiles_are_dealt_beforehand_only_where_costs_are_steady(name, several):
+    """By the resource model, where nothing was measured for the shape: for the target whose rates say what a tile costs its block."""
+    s = schedule(name, "blackwell")
+    assert any(isinstance(op, l3.Place) for role in s.roles for op in operations(role.body)) == several
+    assert not any(isinstance(op, l3.Place) for role in schedule(name, "hopper").roles for op in operations(role.body))
+
+
+def test_the_output_takes_the_room_of_a_third_stage_unless_a_hint_asked_for_it():
+    text = "attention a {{ heads q = 2, kv = 1\n dim {}\n dtype bf16\n {} }}"
+    found = []
+    for dim, hint in ((64, ""), (96, ""), (96, "target blackwell(stages = 3)"), (128, "")):
+        s = lower(load(text.format(dim, hint)), TARGETS["blackwell"]).schedule
+        found.append((s.channel("K").stages, s.buffer("OUT").alias, s.channel("Q").consumers))
+    apart, over = (None, ("issuer",)), ("Q", ("issuer", "correction"))
+    assert found == [(3, *apart), (2, *apart), (3, *over), (2, *over)]
 
 
 if __name__ == "__main__":
