@@ -248,13 +248,11 @@ def stage_rows(tile, memory, column, cols: int, factor, part: int, thread):
 
 
 @cute.jit
-def store_tile(atom, sides, box, copy, warp_in_group):
-    """The group's first warp stores copy `copy` of a shared tile to box `box`, and waits until it has been read."""
-    shared, target = sides
+def release_stored(ring, at, stages: int, warp_in_group):
+    """A group's arrival that a stage may be written again: by the warp that has waited for the stores from its memory."""
     if warp_in_group == 0:
-        cute.copy(atom, shared[None, copy], target[None, box])
-        cute.arch.cp_async_bulk_commit_group()
-        cute.arch.cp_async_bulk_wait_group(0, read=True)
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive(ring + stages + at.index)
 
 
 def vector(memory, count: int):
