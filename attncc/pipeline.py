@@ -12,10 +12,12 @@ from attncc.passes.attention.simplify import simplify
 from attncc.passes.schedule.assign_roles import assign_roles
 from attncc.passes.schedule.budget_registers import budget_registers
 from attncc.passes.schedule.copy_biases import copy_biases
+from attncc.passes.schedule.drain_rings import drain_rings
 from attncc.passes.schedule.drop_guards import drop_guards
 from attncc.passes.schedule.lazy_rescaling import lazy_rescaling
 from attncc.passes.schedule.narrow_groups import narrow_groups
 from attncc.passes.schedule.overlap_softmax_with_mma import overlap_softmax_with_mma
+from attncc.passes.schedule.pair_blocks import pair_blocks
 from attncc.passes.schedule.peel_first_tile import peel_first_tile
 from attncc.passes.schedule.persistent_blocks import persistent_blocks
 from attncc.passes.schedule.ping_pong import ping_pong
@@ -84,7 +86,9 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         share_columns,
         roll_masks,
         share_exponentials,
+        pair_blocks,
         persistent_blocks,
+        drain_rings,
         budget_registers,
         skip_missing_tiles,
     ),

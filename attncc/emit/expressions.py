@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from attncc.ir.attention import INDEX_VARIABLES, RAW_SCORE, SIZE_VARIABLES, Attention
 from attncc.ir.expr import BOOL, FLOAT, INT, OPS, Expr, apply, const, transform, variables, walk
 from attncc.ir.packing import FIRST_KV, FIRST_Q, GRID_TILES, fixed_extents
-from attncc.ir.schedule import BLOCK_VARIABLES
+from attncc.ir.schedule import BLOCK_VARIABLES, PAIR_VARIABLE
 from attncc.ir.tile import TILE_COUNT, TILE_LIST, TILE_VARIABLES, extent_name
 
-BUILTIN_VARIABLES = frozenset((*INDEX_VARIABLES, *SIZE_VARIABLES, *TILE_VARIABLES, *BLOCK_VARIABLES, RAW_SCORE))
+BUILTIN_VARIABLES = frozenset((*INDEX_VARIABLES, *SIZE_VARIABLES, *TILE_VARIABLES, *BLOCK_VARIABLES, PAIR_VARIABLE, RAW_SCORE))
 TENSOR_PREFIX, SCALAR_PREFIX, LOCAL_PREFIX = "t_", "p_", "x_"
 LONGEST_TEXT = 80
 """A sub-expression longer than this gets a statement of its own."""

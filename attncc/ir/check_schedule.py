@@ -15,7 +15,7 @@ from attncc.ir import schedule as l3
 from attncc.ir.attention import SIZE_VARIABLES
 from attncc.ir.check_expr import IllegalProgram
 from attncc.ir.expr import tensors, variables
-from attncc.ir.schedule_ops import buffers_read, buffers_written, expressions, names_read, operations, shared_bytes, shared_columns, tensor_places
+from attncc.ir.schedule_ops import buffers_read, buffers_written, expressions, names_read, number, operations, shared_bytes, shared_columns, tensor_places
 from attncc.ir.schedule_walk import SAMPLES, walk_problems
 from attncc.ir.tile import COLUMN_FIRST, COLUMN_STEP, ELEMENT, REGISTER, TILE_COUNT, TILE_LIST, ColLet, Let, Mask, RowLet, Score
 
@@ -32,7 +32,7 @@ OVERHEAD_REGISTERS = 24
 
 def check_schedule(schedule: l3.Schedule, target: Target | None = None) -> None:
     """Raises IllegalProgram unless `schedule` is legal; limits are those of `target`, not checked without one."""
-    problems = [*_names(schedule), *_roles(schedule), *_barriers(schedule), *_channels(schedule)]
+    problems = [*_names(schedule), *_roles(schedule), *_barriers(schedule), *_channels(schedule), *_pairs(schedule)]
     if not problems:
         problems += [*_bindings(schedule), *walk_problems(schedule, SAMPLES)]
     if target is not None:
@@ -108,13 +108,44 @@ def _channels(s: l3.Schedule) -> Iterator[str]:
         yield from _users(s, c)
 
 
+def _pairs(s: l3.Schedule) -> Iterator[str]:
+    """What the two blocks of a pair must agree on."""
+    workers = {r.name for r in s.roles if r.pair}
+    if s.cluster not in (1, 2) or (s.cluster == 1) != (not workers):
+        yield f"clusters of {s.cluster} blocks, with {len(workers)} roles that work for a pair"
+    for c in s.channels:
+        ends = [name in workers for name in (c.producer, *c.consumers)]
+        if c.pair != any(ends):
+            yield f"channel {c.name} is {'' if c.pair else 'not '}for a pair, its roles {c.producer} and {' and '.join(c.consumers)} are not alike"
+        if c.pair and (all(ends) or c.second is not None):
+            yield f"channel {c.name} connects a role that works for a pair with more than the roles of one kind in each block"
+    for role in s.roles if s.cluster > 1 else ():
+        yield from _pair_products(s, role)
+    for seq_q, seq_kv in SAMPLES if s.cluster > 1 else ():
+        env = {"batch": 1, "seq_q": seq_q, "seq_kv": seq_kv, "q_tiles": -(-seq_q // s.tile_m)}
+        if number(s.grid[0], env) % s.cluster:
+            yield f"{seq_q} queries make an odd number of blocks"
+
+
+def _pair_products(s: l3.Schedule, role: l3.Role) -> Iterator[str]:
+    """Products for a pair find half of their second operand in each block."""
+    buffers = {b.name: b for b in s.buffers}
+    for op in operations(role.body):
+        if isinstance(op, l3.Mma) and {op.a, op.b, op.dst} <= set(buffers):
+            held = buffers[op.b].rows if op.transposed else buffers[op.b].cols
+            if not role.pair:
+                yield f"role {role.name} multiplies for its own block, beside a role that works for a pair"
+            elif held * s.cluster != buffers[op.dst].cols:
+                yield f"role {role.name}: {op.dst} has {buffers[op.dst].cols} columns, {op.b} {held} in each block of a pair"
+
+
 def _users(s: l3.Schedule, c: l3.Channel) -> Iterator[str]:
     """Operations on a channel by a role that has no part in it."""
     for role in s.roles:
         for op in operations(role.body):
             if getattr(op, "channel", None) != c.name:
                 continue
-            ends = (c.producer,) if isinstance(op, (l3.Acquire, l3.Copy, l3.Commit)) else c.consumers
+            ends = (c.producer,) if isinstance(op, (l3.Acquire, l3.Copy, l3.Commit, l3.Drain)) else c.consumers
             if role.name not in ends:
                 yield f"role {role.name} does {type(op).__name__} on channel {c.name}, which is for {' and '.join(ends)}"
 
@@ -126,7 +157,7 @@ def _bindings(s: l3.Schedule) -> Iterator[str]:
     at_grid = outer | {op.name for op in s.prelude} | {"q_tiles"}
     for e in s.grid:
         yield from (f"the grid reads {n}, which is not known there" for n in _unknown(e, at_grid))
-    bound = outer | set(l3.BLOCK_VARIABLES)
+    bound = outer | set(l3.BLOCK_VARIABLES) | ({l3.PAIR_VARIABLE} if s.cluster > 1 else set())
     for op in s.prelude:
         yield from (f"the prelude's {op.name} reads {n} before it is bound" for n in sorted(names_read(op) - bound) if _plain(n))
         bound.add(op.name)
@@ -170,6 +201,8 @@ def _memory(s: l3.Schedule, target: Target) -> Iterator[str]:
     spaces = {b.space for b in s.buffers} - set(target.memory_spaces)
     yield from (f"target {target.name} has no {space} memory" for space in sorted(spaces))
     yield from _tensor_memory(s, target)
+    if s.cluster > 1 and not target.has("mma_pairs"):
+        yield f"target {target.name} has no products for pairs of blocks"
     if s.threads > target.max_threads:
         yield f"{s.threads} threads; a block may have {target.max_threads}"
 

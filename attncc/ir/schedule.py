@@ -30,6 +30,14 @@ of them is seen by others before a Commit or Release of that role, which takes e
 A `private` channel is a ring for each part: its operations mean the part at hand, which is the group's own, or that of a
 `ForParts`. The producer of such a channel owns the buffer between Acquire and Commit, the consumer between Wait and Release.
 
+**Pairs.** With `cluster` = 2 two neighbouring blocks of the grid work on two query tiles of one head. A role with `pair` runs in the first
+of them only, for both: its products read the first operands of each block and write each block's results, and the second operand is
+what both blocks hold together, half of its rows (`transposed`) or of its columns in each. A channel with `pair` has one end at such a role.
+Where that role consumes, its stage is full when both blocks' producers have committed it, and a release empties the stage of both;
+where it produces, its commit fills both blocks' stages, and they are empty when the consumers of both have left them. `pair_half` is the
+block's number in its pair. A pair's blocks end together; before that each producer of a channel that such a role empties must have heard of
+every release (Drain), since what arrives at a block that has ended is an error.
+
 **Expressions** use the L2 names plus names bound by Let; `block_x`, `block_y`, `block_z` are the block's indices, `group`
 the warp group's number within its role. A Let is visible from where it stands to the end of the body it stands in. The
 prelude binds `q_tiles`, `kv_tiles`, `q_tile`, `b`, `h`, `hkv`; `kv_tile` is bound where a tile is worked on. Where sequences are packed
@@ -54,6 +62,8 @@ BLOCK_BARRIER = "block"
 """The barrier of all threads of the block; it needs no declaration."""
 GROUP_VARIABLE = "group"
 """In a role of several warp groups: the number of the group that runs the body, from 0."""
+PAIR_VARIABLE = "pair_half"
+"""In a schedule of pairs: the number of the block in its pair, 0 or 1."""
 CHANNEL_KINDS = ("tma", "cp_async", "mbarrier")
 
 
@@ -82,6 +92,7 @@ class Channel:
 
     `arrivals` is how many consumer arrivals empty a stage (warp groups for "tma"/"mbarrier"; 0 for "cp_async"), `bytes` what
     one stage receives (0 when threads arrive). `second` is another role that reads its stages: each is empty when both have released it.
+    `pair`: it connects both blocks of a pair to a role that works for both; arrivals and bytes are those of one block.
     """
 
     name: str
@@ -94,6 +105,7 @@ class Channel:
     bytes: int
     private: bool = False
     second: str | None = None
+    pair: bool = False
 
     @property
     def consumers(self) -> tuple[str, ...]:
@@ -150,13 +162,15 @@ class Copy:
     """Starts the copy of tile number `tile` of argument `tensor` into the channel's current stage.
 
     With `at`, `tensor` is a declared tensor: its rows of query tile `q_tile` and columns of key tile `tile`, the indices
-    before those two being `at` (brought to the last element where they exceed it).
+    before those two being `at` (brought to the last element where they exceed it). With `column` the buffer is narrower than the
+    tensor's rows: it gets that one of their pieces of the buffer's width.
     """
 
     channel: str
     tensor: str
     tile: Expr
     at: tuple[Expr, ...] | None = None
+    column: Expr | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +194,13 @@ class Wait:
 
 @dataclass(frozen=True)
 class Release:
+    channel: str
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Waits until every stage that this role has filled is empty again; nothing is filled after it."""
+
     channel: str
 
 
@@ -302,7 +323,7 @@ class Convert:
 
 
 Op = Union[
-    Let, RowLet, ColLet, If, For, ForParts, Acquire, Copy, Commit, CopyWait, Wait, Release, Sync, Arrive, StoreWait, Place, SetRegisters, Fill,
+    Let, RowLet, ColLet, If, For, ForParts, Acquire, Copy, Commit, CopyWait, Wait, Release, Drain, Sync, Arrive, StoreWait, Place, SetRegisters, Fill,
     Mma, MmaWait, Score, Mask, SoftmaxStep, Weights, Rescale, Convert, Finalize, Store,
 ]  # fmt: skip
 
@@ -311,7 +332,8 @@ Op = Union[
 class Role:
     """`warps` warps from `first_warp` on that run `body`, as `groups` groups of `rows_per_group` tile rows each.
 
-    Producers have groups = 1 and rows_per_group = 0. `registers` is the budget of a thread (None: the launch's).
+    Producers have groups = 1 and rows_per_group = 0. `registers` is the budget of a thread (None: the launch's). With `pair` the
+    first block of a pair runs the body for both.
     """
 
     name: str
@@ -321,6 +343,7 @@ class Role:
     rows_per_group: int
     registers: int | None
     body: tuple[Op, ...]
+    pair: bool = False
 
 
 @dataclass(frozen=True)
@@ -328,7 +351,7 @@ class Schedule:
     """A complete kernel for one target.
 
     `grid` gives the three grid sizes over batch, seq_q, seq_kv, q_tiles; `prelude` binds q_tile, h, b (and more) from the block
-    indices for every role.
+    indices for every role. `cluster` is 2 where neighbours in the first direction of the grid are pairs.
     """
 
     attention: Attention
@@ -345,6 +368,7 @@ class Schedule:
     table: TileTable | None = None
     blocks_per_sm: int = 1
     remarks: tuple[Remark, ...] = ()
+    cluster: int = 1
 
     def buffer(self, name: str) -> Buffer:
         return next(b for b in self.buffers if b.name == name)

@@ -70,7 +70,7 @@ class _Walk:
         self.known: set[str] = set()
         self.problems: list[str] = []
         env = {"batch": 1, "seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q, "b": 0, "h": 0, "q_tile": q_tile, "group": 0}
-        env |= dict.fromkeys(l3.BLOCK_VARIABLES, 0)
+        env |= dict.fromkeys((*l3.BLOCK_VARIABLES, l3.PAIR_VARIABLE), 0)
         env |= {s.name: {BOOL: False, FLOAT: 1.0}.get(s.type, 1) for s in schedule.attention.scalars}
         for op in schedule.prelude:
             if op.name not in env:

@@ -27,7 +27,7 @@ from attncc.diagnostics import AttnError, Diagnostic, Source, Span
 from attncc.ir import attention, schedule, tile
 from attncc.ir.attention import INDEX_VARIABLES, RAW_SCORE, SIZE_VARIABLES, STORAGE_TYPES
 from attncc.ir.expr import FALSE, FLOAT, INT, OPS, TRUE, Expr, ExprTypeError, apply, const, load, var, walk
-from attncc.ir.schedule import BLOCK_VARIABLES, GROUP_VARIABLE
+from attncc.ir.schedule import BLOCK_VARIABLES, GROUP_VARIABLE, PAIR_VARIABLE
 from attncc.ir.tile import TILE_COUNT, TILE_LIST, TILE_VARIABLES
 
 # ---------------------------------------------------------------- expressions -> text
@@ -202,7 +202,7 @@ def _holds_nodes(hint) -> bool:
 
 
 def _builtin_types() -> dict[str, str]:
-    names = (*INDEX_VARIABLES, *SIZE_VARIABLES, *TILE_VARIABLES, *BLOCK_VARIABLES, GROUP_VARIABLE)
+    names = (*INDEX_VARIABLES, *SIZE_VARIABLES, *TILE_VARIABLES, *BLOCK_VARIABLES, GROUP_VARIABLE, PAIR_VARIABLE)
     return {**{name: INT for name in names}, RAW_SCORE: FLOAT}
 
 

@@ -8,7 +8,7 @@ import re
 from attncc.diagnostics import AttnError, Diagnostic, Span, did_you_mean, fail
 from attncc.ir.attention import REDUCTIONS, SIZE_VARIABLES, STORAGE_TYPES, Reduction, ScalarDecl, TargetHint, TensorDecl
 from attncc.ir.expr import BOOL, FLOAT, INT, TRUE, Expr, tensors, var, variables
-from attncc.ir.schedule import BLOCK_VARIABLES, GROUP_VARIABLE
+from attncc.ir.schedule import BLOCK_VARIABLES, GROUP_VARIABLE, PAIR_VARIABLE
 from attncc.ir.tile import TILE_COUNT, TILE_LIST, TILE_VARIABLES
 from attncc.lower.expressions import constant, typed
 from attncc.lower.fold import build
@@ -104,7 +104,7 @@ def _options(keywords, names, what: str) -> dict[str, tree.Keyword]:
 # Tensors and scalars
 
 CALL_ARGUMENTS = ("q", "k", "v", "out", "lse", "return_lse", "self")
-COMPILER_NAMES = (*TILE_VARIABLES, *BLOCK_VARIABLES, GROUP_VARIABLE, TILE_COUNT, TILE_LIST)
+COMPILER_NAMES = (*TILE_VARIABLES, *BLOCK_VARIABLES, GROUP_VARIABLE, PAIR_VARIABLE, TILE_COUNT, TILE_LIST)
 
 
 def check_argument_name(statement: tree.Tensor | tree.Scalar) -> None:

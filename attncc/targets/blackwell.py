@@ -10,7 +10,7 @@ BLACKWELL = Target(
     capabilities=frozenset(
         {
             "cp_async", "tma", "tma_store", "mbarrier", "roles", "async_mma", "mma_shared_operands", "set_registers",
-            "named_barriers", "tensor_memory", "packed_arithmetic",
+            "named_barriers", "tensor_memory", "packed_arithmetic", "mma_pairs",
         }
     ),
     mma=Mma(m=128, warps=4, n_step=16, n_max=256, k=16),

@@ -24,20 +24,22 @@ COLUMN_THREADS = 4
 
 @dataclass(frozen=True)
 class Tiles:
-    """The shape of a kernel: tile sizes, computing groups and the rows of each, copies of K and V."""
+    """The shape of a kernel: tile sizes, computing groups and the rows of each, copies of K and V; `pair` where two blocks work together
+    and each holds half of K and V."""
 
     tile_m: int
     tile_n: int
     groups: int
     group_rows: int
     stages: int
+    pair: bool = False
 
 
 def tiles_of(schedule: Schedule) -> Tiles:
     """The shape of a kernel as the resource model takes it."""
     role = compute_role(schedule)
     stages = next((c.stages for c in schedule.channels if c.name == "K"), 1)
-    return Tiles(schedule.tile_m, schedule.tile_n, role.groups, role.rows_per_group, stages)
+    return Tiles(schedule.tile_m, schedule.tile_n, role.groups, role.rows_per_group, stages, schedule.cluster > 1)
 
 
 def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: ElementCost = PLAIN) -> int:
@@ -80,10 +82,10 @@ def tensor_columns(target: Target, groups: int, tile_n: int, dim_v: int) -> int:
     return groups * (tile_n + target.pad(dim_v)) if target.has("tensor_memory") else 0
 
 
-def shared_memory(target: Target, dim_qk: int, dim_v: int, dtype: str, tile_m: int, tile_n: int, stages: int) -> int:
-    """Bytes of shared memory: Q (or the output tile in its place) and the stages of K and V."""
+def shared_memory(target: Target, dim_qk: int, dim_v: int, dtype: str, tile_m: int, tile_n: int, stages: int, pair: bool = False) -> int:
+    """Bytes of shared memory: Q (or the output tile in its place) and the stages of K and V, half of them in each block of a pair."""
     qk, v = target.pad(dim_qk), target.pad(dim_v)
-    return bytes_of(dtype) * (tile_m * max(qk, v) + stages * tile_n * (qk + v))
+    return bytes_of(dtype) * (tile_m * max(qk, v) + stages * tile_n * (qk + v) // (1 + pair))
 
 
 def block_memory(target: Target, extra: ElementCost, tile_m: int, tile_n: int) -> int:

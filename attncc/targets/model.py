@@ -91,7 +91,7 @@ def period(
     shared = _shared_cycles(target, tiles, qk, v) / 0.9
     fill = 0.0
     if r.fill_bytes and not extra.is_banded:  # the short loops of banded masks wait for other things
-        fill = tiles.tile_n * (qk + v) * bytes_of(attention.dtype) * resident / r.fill_bytes
+        fill = tiles.tile_n * (qk + v) * bytes_of(attention.dtype) * resident / r.fill_bytes / (1 + tiles.pair)
     units = (tensor, special, issue, shared, fill)
     if target.has("async_mma"):
         total = sum(u**OVERLAP for u in units) ** (1.0 / OVERLAP)
@@ -122,15 +122,15 @@ def _instructions(target: Target, tiles: Tiles, dim_v: int, extra: ElementCost) 
 
 
 def _shared_cycles(target: Target, tiles: Tiles, dim_qk: int, dim_v: int) -> float:
-    """Cycles of shared memory: what the products read, and the copies that come in."""
-    incoming = tiles.tile_n * (dim_qk + dim_v) * 2
+    """Cycles of shared memory: what the products read, and the copies that come in. A block of a pair holds half of the second operands."""
+    incoming = tiles.tile_n * (dim_qk + dim_v) * 2 // (1 + tiles.pair)
     k_and_v = tiles.tile_n * (dim_qk + dim_v) * 2 * tiles.groups
     q = tiles.tile_m * dim_qk * 2
     if not target.has("mma_shared_operands"):
         return (incoming + k_and_v + q) / target.rates.shared_bytes
     # a product of m rows reads its n x 16 operand in n / 4 cycles and its m x 16 one in 16
-    first = dim_qk / 16 * (16 + tiles.tile_n / 4)
-    second = tiles.tile_n / 16 * (dim_v / 4)
+    first = dim_qk / 16 * (16 + tiles.tile_n / 4 / (1 + tiles.pair))
+    second = tiles.tile_n / 16 * (dim_v / 4) / (1 + tiles.pair)
     return tiles.groups * (first + second) + incoming / target.rates.shared_bytes
 
 
@@ -159,7 +159,7 @@ def gains_by_several(attention: Attention, target: Target, tiles: Tiles) -> bool
 def resident_blocks(attention: Attention, target: Target, tiles: Tiles) -> int:
     """Blocks that share an SM."""
     shared = shared_memory(
-        target, attention.dim_qk, attention.dim_v, attention.dtype, tiles.tile_m, tiles.tile_n, tiles.stages
+        target, attention.dim_qk, attention.dim_v, attention.dtype, tiles.tile_m, tiles.tile_n, tiles.stages, tiles.pair
     )
     warps = tiles.groups * target.group_warps + (target.group_warps if target.has("roles") else 0)
     if target.has("roles"):
@@ -199,7 +199,7 @@ def _bytes(a: Attention, tiles: Tiles, batch: int, seq_q: int, iterations: int) 
     """Bytes between L2 and the SMs: Q and O once, K and V once for each visit."""
     size = bytes_of(a.dtype)
     rows = batch * a.heads_q * seq_q
-    visits = batch * a.heads_q * iterations * tiles.tile_n
+    visits = batch * a.heads_q * iterations * tiles.tile_n / (1 + tiles.pair)
     return float(rows * ((a.dim_qk + a.dim_v) * size + 4) + visits * (a.dim_qk + a.dim_v) * size)
 
 

@@ -21,6 +21,7 @@ CAPABILITIES: dict[str, str] = {
     "named_barriers": "barriers among some of a block's threads",
     "score_blocks": "a tile of a bias with a number for every pair is copied like a tile of keys, and read as scores lie in registers",
     "tensor_memory": "accumulators may lie in a memory of the tensor cores",
+    "mma_pairs": "one instruction multiplies for two neighbouring blocks, each of which holds half of the second operand",
     "packed_arithmetic": "one instruction adds or multiplies two float32 numbers",
 }
 """Every capability a target may claim, and what it means."""

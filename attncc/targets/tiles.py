@@ -10,6 +10,10 @@ from attncc.targets.fit import Tiles, block_memory, fits, hints, shared_memory, 
 from attncc.targets.model import resident_blocks, tile_cycles
 from attncc.targets.target import WARP_THREADS, Target
 
+PAIR_GAIN = 0.03
+"""What two blocks that work together must gain by the model: less than that may be lost where they wait for each other."""
+PAIR_DIM = 128
+"""Head dims from which on shared memory limits products that read their second operand there."""
 SAMPLE = 4096
 """Keys of the query tile that candidates are compared on; a masked attention is taken to keep half of them."""
 COSTLY_TILE_N = 64
@@ -29,6 +33,29 @@ def choose_tiles(attention: Attention, target: Target) -> Tiles:
     known = measured(attention, target)
     if known:
         return known
+    alone = _best(found, attention, target)
+    return paired_tiles(attention, target, alone) or alone
+
+
+def paired_tiles(attention: Attention, target: Target, alone: Tiles | None = None) -> Tiles | None:
+    """The tiles for two blocks that work together on neighbouring query tiles, where that gains `PAIR_GAIN` beside the best tiles of blocks
+    that work `alone`; None elsewhere. All query tiles of a head must have as many key tiles, and lie side by side."""
+    dims = target.pad(attention.dim_qk), target.pad(attention.dim_v)
+    if not target.has("mma_pairs") or attention.packed or attention.mask is not TRUE or min(dims) < PAIR_DIM:
+        return None
+    alone = alone or _best(candidates(attention, target), attention, target)
+    found = candidates(attention, target, pair=True)
+    if alone is None or not found:
+        return None
+    best = _best(found, attention, target)
+    gains = cost_per_row(attention, target, best) <= (1.0 - PAIR_GAIN) * cost_per_row(attention, target, alone)
+    return best if gains else None
+
+
+def _best(found: tuple[Tiles, ...], attention: Attention, target: Target) -> Tiles | None:
+    """The one of the candidates that the model takes."""
+    if not found:
+        return None
     found = short_code(found, attention, target)
     found = tuple(t for t in found if t.tile_n >= target.tile_n_least) or found
     costs = {tiles: cost_per_row(attention, target, tiles) for tiles in found}
@@ -63,8 +90,9 @@ def cost_per_row(attention: Attention, target: Target, tiles: Tiles) -> float:
     return tile_cycles(attention, target, tiles, keys, resident) / tiles.tile_m
 
 
-def candidates(attention: Attention, target: Target) -> tuple[Tiles, ...]:
-    """Every shape that fits registers and shared memory, with as many stages as the target wants and memory holds."""
+def candidates(attention: Attention, target: Target, pair: bool = False) -> tuple[Tiles, ...]:
+    """Every shape that fits registers and shared memory, with as many stages as the target wants and memory holds. With `pair` those of
+    blocks that work together."""
     hint = hints(attention, target)
     rows = {groups * rows for groups, rows in target.splits}
     longest = target.tile_n_max if hint.tile_n else target.tile_n_usual
@@ -74,20 +102,20 @@ def candidates(attention: Attention, target: Target) -> tuple[Tiles, ...]:
     for tile_m in sorted(rows if hint.tile_m is None else rows & {hint.tile_m}):
         for tile_n in range(target.tile_n_step, longest + 1, target.tile_n_step):
             if hint.tile_n in (None, tile_n):
-                out += _shapes(attention, target, tile_m, tile_n)
+                out += _shapes(attention, target, tile_m, tile_n, pair)
     return tuple(out)
 
 
-def _shapes(a: Attention, target: Target, tile_m: int, tile_n: int):
+def _shapes(a: Attention, target: Target, tile_m: int, tile_n: int, pair: bool = False):
     """The splits of one tile that are legal."""
     extra = element_cost(a)
     groups_hint = hints(a, target).warp_groups
     for groups, rows in splits(target, tile_m):
         if not fits(target, tile_n, a.dim_v, (groups, rows), extra, groups_hint):
             continue
-        stages = _stages(a, target, tile_m, tile_n)
+        stages = _stages(a, target, tile_m, tile_n, pair)
         if stages:
-            yield Tiles(tile_m, tile_n, groups, rows, stages)
+            yield Tiles(tile_m, tile_n, groups, rows, stages, pair)
 
 
 def short_code(found: tuple[Tiles, ...], attention: Attention, target: Target) -> tuple[Tiles, ...]:
@@ -118,12 +146,12 @@ def any_hint(attention: Attention, target: Target) -> bool:
     return any(v is not None for v in (h.tile_m, h.tile_n, h.stages, h.warp_groups))
 
 
-def _stages(a: Attention, target: Target, tile_m: int, tile_n: int) -> int:
+def _stages(a: Attention, target: Target, tile_m: int, tile_n: int, pair: bool = False) -> int:
     """The most stages up to what is wanted that shared memory holds; 0 when none, or fewer than a hint asks for."""
     hint = hints(a, target).stages
     wanted = hint or target.stages
     for stages in range(wanted, 0, -1):
-        used = shared_memory(target, a.dim_qk, a.dim_v, a.dtype, tile_m, tile_n, stages)
+        used = shared_memory(target, a.dim_qk, a.dim_v, a.dtype, tile_m, tile_n, stages, pair)
         if used + block_memory(target, element_cost(a), tile_m, tile_n) <= target.shared_limit:
             return stages
         if hint:

@@ -79,11 +79,13 @@ def persistent_blocks(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     if q is None or out is None or len(schedule.roles) != (4 if divided else 2):
         return schedule
     schedule = _apart(schedule, out, target)
+    if schedule.cluster > 1 and schedule.buffer(out).alias is not None:
+        return schedule  # the role that stores could not tell by its own block's barriers that a pair's Q has arrived
     schedule = _of_four_roles(schedule, q, out) if divided else _of_two_roles(schedule, q, out)
     shared, place = _split_prelude(schedule.prelude)
     roles = tuple(dataclasses.replace(r, body=_loop(r.body, place, schedule.grid)) for r in schedule.roles)
     total = simplify(mul(mul(schedule.grid[0], schedule.grid[1]), schedule.grid[2]))
-    resident = const(target.rates.sms * schedule.blocks_per_sm)
+    resident = const(target.rates.sms * schedule.blocks_per_sm // schedule.cluster * schedule.cluster)
     lets = (
         Let(WORK_TILES, total),
         Let(BLOCKS, minimum(var(WORK_TILES), resident)),
