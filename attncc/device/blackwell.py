@@ -29,13 +29,13 @@ def product(dtype, cols: int, transposed: bool, a_in_tensor_memory: bool):
 
 def tensor_result(mma, memory, column: int, cols: int):
     """The 128 x cols results of `mma` from `column` on, for part 0."""
-    layout = mma.make_fragment_C(mma.partition_shape_C((ROWS, cols))).layout
+    layout = mma.make_fragment_C(mma.partition_shape_C((mma.shape_mnk[0], cols))).layout
     return cute.make_tensor(memory + column, layout)
 
 
 def tensor_operand(mma, dtype, memory, column: int, cols: int, depth: int):
     """A 128 x depth first operand in tensor memory from `column` on, for part 0."""
-    shape = _sm100.make_smem_layout_a(mma, (ROWS, cols, depth), dtype, 1).outer.shape
+    shape = _sm100.make_smem_layout_a(mma, (mma.shape_mnk[0], cols, depth), dtype, 1).outer.shape
     layout = mma.make_fragment_A(shape).layout
     return cute.make_tensor(cute.recast_ptr(memory + column, dtype=dtype), layout)[None, None, None, 0]
 
@@ -57,10 +57,14 @@ def first_operand(mma, tile):
 
 def second_operand(mma, tile, transposed: bool):
     """The descriptors of every copy of a shared second operand (rows x cols in memory)."""
-    if not transposed:
-        rows, cols, copies = (cute.size(tile, mode=[i]) for i in range(3))
-        tile = cute.composition(tile, cute.make_ordered_layout((cols, rows, copies), order=(1, 0, 2)))
+    tile = tile if transposed else columns_first(tile)
     return mma.make_fragment_B(mma.get_slice(0).partition_B(tile))
+
+
+def columns_first(tile):
+    """Copies of rows x cols seen as copies of cols x rows."""
+    rows, cols, copies = (cute.size(tile, mode=[i]) for i in range(3))
+    return cute.composition(tile, cute.make_ordered_layout((cols, rows, copies), order=(1, 0, 2)))
 
 
 def multiply(mma, result, a, b, accumulate: bool):

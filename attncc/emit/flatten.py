@@ -143,6 +143,7 @@ class Flattener:
             return link_view(self.schedule, channel)
         copy = next(op for op in all_operations(self.schedule) if isinstance(op, l3.Copy) and op.channel == channel.name)
         is_block = copy.at is not None
+        column = {} if copy.column is None else {"column": to_statements((copy.column,), self.base)[1][0]}
         return ChannelView(
             name=channel.name,
             kind=channel.kind,
@@ -158,6 +159,9 @@ class Flattener:
             boxes=self.private.get(channel.buffer, 1),
             producer=channel.producer,
             consumer=channel.consumer,
+            pair=channel.pair,
+            atom=Step("load_atom_pair" if channel.pair else "load_atom_alone", {}),
+            sides=Step("sides_of_piece" if column else "sides_whole", column),
         )
 
     def place_of(self, tensor: str) -> dict[str, Step]:
@@ -207,7 +211,7 @@ class Flattener:
         used = channels_of(role)
         return RoleView(
             name=role.name,
-            macro=role_macro(self.schedule, role),
+            macro=role_macro(self.schedule, role) + "_of_pair" * role.pair,
             first_warp=role.first_warp,
             last_warp=role.first_warp + role.warps - 1,
             groups=groups,
@@ -217,7 +221,7 @@ class Flattener:
             head=tuple(self.step(op) for op in head),
             place=place,
             steps=self.steps(tuple(body)),
-            products=tuple(Step(f"product_{m.a_space}", dataclasses.asdict(m)) for m in mmas),
+            products=tuple(Step(f"product_{m.a_space}{'_pair' if role.pair else ''}", dataclasses.asdict(m)) for m in mmas),
             registers=self.registers(role, mmas),
             channels=tuple(c for c in self.channels.values() if c.name in used and c.tensor),
             phases=phases_of(self.schedule, role, used),
@@ -330,7 +334,8 @@ class Flattener:
         channel = self.channels[op.channel]
         private = "" if channel.tensor else "_private"
         products = "_products" if self.issues and macro in ("commit", "release") else ""
-        return f"{macro}{private}{products}", {"channel": channel, "cell": "group" if self.in_parts else "0"}
+        across = channel.pair and macro in ("commit", "release") and (private or products)
+        return f"{macro}{private}{products}{'_pair' if across else ''}", {"channel": channel, "cell": "group" if self.in_parts else "0"}
 
     def view_for_parts(self, op):
         self.in_parts = True
@@ -349,7 +354,7 @@ class Flattener:
     def view_copy(self, op):
         channel = self.channels[op.channel]
         if op.at is None:
-            return "copy", {"channel": channel}
+            return "copy_pair" if channel.pair else "copy", {"channel": channel}
         lines, texts = to_statements(op.at, self.names(f"e{self.count}at"))
         return "copy_block", {"channel": channel, "at_lines": lines, "at": texts}
 
@@ -361,6 +366,9 @@ class Flattener:
 
     def view_release(self, op):
         return self.on_channel("release", op)
+
+    def view_drain(self, op):
+        return self.on_channel("drain", op)
 
     def view_sync(self, op):
         barrier = self.barriers[op.barrier]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attncc.emit.view import BYTES, DSL_TYPES, ChannelView, PhaseView, SharedTile
+from attncc.emit.view import BYTES, DSL_TYPES, ChannelView, PhaseView, SharedTile, Step
 from attncc.ir import schedule as l3
 from attncc.ir.schedule import Channel, Role, Schedule
 from attncc.ir.schedule_ops import operations, parts, tensor_places
@@ -41,12 +41,13 @@ def link_view(schedule: Schedule, channel: Channel) -> ChannelView:
 
     def arrivals(name: str) -> int:
         role = next(r for r in schedule.roles if r.name == name)
-        return 1 if issues_products(schedule, role) else role.warps // role.groups
+        blocks = schedule.cluster if channel.pair else 1
+        return 1 if issues_products(schedule, role) else blocks * role.warps // role.groups
 
     return ChannelView(
         name=channel.name, kind=channel.kind, buffer=None, stages=channel.stages, arrivals=channel.arrivals, bytes=0, tensor="",
         head="", boxes=0, producer=channel.producer, consumer=channel.consumer, parts=parts(schedule),
-        full_arrivals=arrivals(channel.producer), empty_arrivals=arrivals(channel.consumer),
+        full_arrivals=arrivals(channel.producer), empty_arrivals=arrivals(channel.consumer), pair=channel.pair,
     )  # fmt: skip
 
 
@@ -72,4 +73,9 @@ def tensor_view(schedule: Schedule, channels: dict[str, ChannelView]) -> dict[st
     )
     issuer = next(r.first_warp for r in schedule.roles if issues_products(schedule, r))
     links = tuple(c for c in channels.values() if not c.tensor)
-    return {"links": links, "vectors": vectors, "tensor_columns": columns, "issuer": issuer}
+    fields = {"issuer": issuer, "tensor_columns": columns}
+    together = "alone" if schedule.cluster == 1 else "pair"
+    return {
+        "links": links, "vectors": vectors, **fields, "clusters": (schedule.cluster,) if schedule.cluster > 1 else (),
+        "begin": Step(f"begin_{together}", fields), "end": Step(f"end_{together}", fields),
+    }  # fmt: skip

@@ -94,7 +94,13 @@ class ChannelView:
     """Rings of a private channel, one for each part of the query tile: `parts` full barriers, then as many empty ones."""
     full_arrivals: int = 1
     empty_arrivals: int = 1
-    """Of a private channel: warps that arrive to mark a stage full or empty (1 where products do)."""
+    """Of a private channel: warps that arrive to mark a stage full or empty (1 where products do), of both blocks where it is a pair's."""
+    pair: bool = False
+    """Whether it connects both blocks of a pair to a role that works for both."""
+    atom: Step | None = None
+    """The descriptor for its copies."""
+    sides: Step | None = None
+    """Both sides of its copies: whole rows, or a piece of each."""
 
     @property
     def prefix(self) -> str:
@@ -233,6 +239,11 @@ class View:
     """Columns of tensor memory to allocate: a power of two."""
     issuer: int = 0
     """The warp that issues products into tensor memory."""
+    clusters: tuple[int, ...] = ()
+    """() or (blocks of a cluster,)."""
+    begin: Step | None = None
+    end: Step | None = None
+    """What all roles do together first and last: tensor memory comes and goes, and barriers are known to all."""
 
     @property
     def owners(self) -> tuple[SharedTile, ...]:
