@@ -33,6 +33,11 @@ def ring_name(channel: l3.Channel, part: int) -> str:
     return f"{channel.name}.{part}"
 
 
+def in_half(name: str, half: int) -> str:
+    """A ring or a buffer of one block of a pair: the first block's go by their own names."""
+    return f"{name}@{half}" if half else name
+
+
 @dataclass(frozen=True)
 class Worker:
     """One warp group of a role, and its operations in order with the control flow resolved."""
@@ -43,10 +48,12 @@ class Worker:
     ops: tuple
     parts: tuple[int, ...] = ()
     """The part of the query tile that each operation works on; the group's own when not given."""
+    half: int = 0
+    """The number of its block in a pair."""
 
     @property
     def name(self) -> str:
-        return f"{self.role}[{self.group}]"
+        return in_half(f"{self.role}[{self.group}]", self.half)
 
 
 @dataclass
@@ -78,6 +85,8 @@ class _Own:
     """Shared buffers, and the part of each, that an asynchronous store may still read."""
     reading: frozenset[str] = frozenset()
     """Rings whose stage at hand is read by products into tensor memory: until its release, which takes effect when they are done."""
+    drained: frozenset[str] = frozenset()
+    """Rings of which this worker has seen all stages empty since it filled one."""
 
     def clone(self) -> _Own:
         new = _Own.__new__(_Own)
@@ -95,7 +104,8 @@ class _Stage:
     arrivals: int = 0
     landing: int = 0
     """Copies under way ("tma")."""
-    committed: bool = False
+    committed: int = 0
+    """Producers that have committed it: of a pair both must."""
     parts: dict[int, tuple[int, int | None]] = field(default_factory=dict)
     """By worker ("cp_async"): the position it copied last, and after how many meetings it had waited for it (None: not yet)."""
     left: dict[int, int] = field(default_factory=dict)
@@ -113,7 +123,7 @@ class _Stage:
 
 
 class Machine:
-    """All workers of one block. `instant` lets copies land when they start; else `land` makes one land."""
+    """All workers of one block, or of both blocks of a pair. `instant` lets copies land when they start; else `land` makes one land."""
 
     def __init__(self, schedule: l3.Schedule, workers: tuple[Worker, ...], instant: bool = True):
         self.schedule, self.workers, self.instant = schedule, workers, instant
@@ -123,27 +133,39 @@ class Machine:
         self.barriers = {b.name: b for b in schedule.barriers}
         self.barriers[l3.BLOCK_BARRIER] = l3.Barrier(l3.BLOCK_BARRIER, schedule.threads)
         self.rings = dict(self._rings())
-        self.readers = {name: tuple(w for role in c.consumers for w in self._workers_of(role, part)) for name, (c, part) in self.rings.items()}
-        self.writers = {name: self._workers_of(c.producer, part) for name, (c, part) in self.rings.items()}
+        self.pair_roles = frozenset(r.name for r in schedule.roles if r.pair)
+        self.readers = {name: tuple(w for role in c.consumers for w in self._workers_of(role, *where)) for name, (c, *where) in self.rings.items()}
+        self.writers = {name: self._workers_of(c.producer, *where) for name, (c, *where) in self.rings.items()}
+        self.due = {name: self._due(c) for name, (c, *_) in self.rings.items()}
         self.own = [_Own() for _ in workers]
-        self.stages = {name: [_Stage() for _ in range(c.stages)] for name, (c, _) in self.rings.items()}
+        self.stages = {name: [_Stage() for _ in range(c.stages)] for name, (c, *_) in self.rings.items()}
         self.tensor = TensorMemory(schedule)
         self.rounds: dict[tuple[str, int], tuple[int, int, frozenset[int]]] = {}
-        self.flying: tuple[tuple[str, int], ...] = ()
+        self.flying: tuple[tuple[str, int, int], ...] = ()
         self.is_reused = any(isinstance(op, l3.Place) for role in schedule.roles for op in operations(role.body))
 
     def _rings(self):
-        """(name, (channel, part)) of every ring: a private channel has one for each part, called `name.part`."""
+        """(name, (channel, part, block)) of every ring: a private channel has one for each part, called `name.part`; blocks of a pair have
+        rings of their own (that of the second called `name@1`), but for the channels of the pair."""
         for c in self.schedule.channels:
-            if c.private:
-                yield from ((ring_name(c, part), (c, part)) for part in range(parts(self.schedule)))
-            else:
-                yield c.name, (c, None)
+            for half in range(self.schedule.cluster):
+                at = None if c.pair or self.schedule.cluster == 1 else half
+                if half and c.pair:
+                    continue
+                for part in range(parts(self.schedule)) if c.private else (None,):
+                    yield in_half(c.name if part is None else ring_name(c, part), half), (c, part, at)
 
-    def _workers_of(self, role: str, part: int | None) -> tuple[int, ...]:
-        """The workers of a role that have to do with a ring of `part` (None: of all)."""
-        found = tuple(i for i, w in enumerate(self.workers) if w.role == role)
-        return found if part is None or len(found) == 1 else tuple(i for i in found if self.workers[i].group == part)
+    def _due(self, channel: l3.Channel) -> tuple[int, int]:
+        """(commits that fill a stage, releases that empty it)."""
+        fills = self.schedule.cluster if channel.pair and channel.producer not in self.pair_roles else 1
+        empties = self.schedule.cluster if channel.pair and channel.consumer not in self.pair_roles else 1
+        return fills, empties * channel.arrivals
+
+    def _workers_of(self, role: str, part: int | None, half: int | None = None) -> tuple[int, ...]:
+        """The workers of a role that have to do with a ring of `part` (None: of all) in block `half` of a pair (None: in both)."""
+        found = tuple(i for i, w in enumerate(self.workers) if w.role == role and half in (None, w.half))
+        groups = {self.workers[i].group for i in found}
+        return found if part is None or len(groups) == 1 else tuple(i for i in found if self.workers[i].group == part)
 
     def part(self, i: int) -> int:
         """The part that worker `i`'s next operation works on."""
@@ -153,7 +175,13 @@ class Machine:
     def ring(self, i: int, name: str) -> str:
         """The ring that channel `name` means in worker `i`'s next operation."""
         channel = self.channels[name]
-        return ring_name(channel, self.part(i)) if channel.private else name
+        own = ring_name(channel, self.part(i)) if channel.private else name
+        return own if channel.pair else in_half(own, self.workers[i].half)
+
+    def halves(self, i: int) -> tuple[int, ...]:
+        """The blocks whose memory worker `i` works on."""
+        worker = self.workers[i]
+        return tuple(range(self.schedule.cluster)) if worker.role in self.pair_roles else (worker.half,)
 
     def clone(self) -> Machine:
         new = Machine.__new__(Machine)
@@ -218,15 +246,24 @@ class Machine:
                 raise Fault("unfinished", f"{worker.name} ends while {min(own.storing)[0]} is being stored")
             if own.products:
                 raise Fault("unfinished", f"{worker.name} ends while a product into {own.products[0][0]} is unfinished")
+            self._finish_drained(i)
             for name in own.acquired:
                 if not self.rings[name][0].private:  # its buffer may be used to the end
                     raise Fault("protocol", f"{worker.name} ends with a stage of {name} acquired and not committed")
-        for name, (channel, _) in self.rings.items():
+        for name, (channel, *_) in self.rings.items():
             made = max((self.own[i].filled.get(name, 0) for i in self.writers[name]), default=0)
             for i in self.readers[name]:
                 seen = self.own[i].used.get(name, 0) + (name in self.own[i].waited)
                 if channel.kind != "cp_async" and seen != made:
                     raise Fault("never read", f"{self.workers[i].name} used {seen} of {made} tiles of channel {name}")
+
+    def _finish_drained(self, i: int) -> None:
+        """A block of a pair must not end before it has heard of all its partner's releases."""
+        for name, (channel, *_) in self.rings.items():
+            released = any(self.own[r].used.get(name, 0) for r in self.readers[name])
+            if channel.pair and channel.consumer in self.pair_roles and i in self.writers[name] and released:
+                if name not in self.own[i].drained and name not in self.own[i].acquired:
+                    raise Fault("unfinished", f"{self.workers[i].name} ends while releases of {name} may be under way")
 
     def blocked(self) -> str:
         """Who waits for what, for a deadlock's message."""
@@ -236,22 +273,22 @@ class Machine:
     # ---------------------------------------------------------------- copies that land
 
     def land(self, which: int) -> tuple[str, int]:
-        """The copy number `which` of `flying` arrives; gives (channel, position)."""
-        name, position = self.flying[which]
+        """The copy number `which` of `flying` arrives; gives (channel in the block, position)."""
+        name, position, half = self.flying[which]
         self.flying = self.flying[:which] + self.flying[which + 1 :]
         stage = self.stage(name, position)
         stage.landing -= 1
-        self._complete(stage)
-        return name, position
+        self._complete(stage, self.due[name][0])
+        return in_half(self.rings[name][0].name, half), position
 
     def stage(self, name: str, position: int) -> _Stage:
         ring = self.stages[name]
         return ring[position % len(ring)]
 
     @staticmethod
-    def _complete(stage: _Stage) -> None:
-        if stage.committed and stage.landing == 0:
-            stage.committed = False
+    def _complete(stage: _Stage, commits: int) -> None:
+        if stage.committed == commits and stage.landing == 0:
+            stage.committed = 0
             stage.full += 1
 
     # ---------------------------------------------------------------- registers and products
@@ -279,13 +316,18 @@ class Machine:
 
     def _ring_position(self, i: int, name: str) -> tuple[str, int] | None:
         channel = self.channel_of.get(name)
-        return None if channel is None or channel.private else (channel.name, self.own[i].used.get(channel.name, 0))
+        if channel is None or channel.private:
+            return None
+        ring = self.ring(i, channel.name)
+        return ring, self.own[i].used.get(ring, 0)
 
     def _read(self, i: int, name: str, product: bool) -> None:
         own, buffer = self.own[i], self.buffers[name]
         if self._is_handed_on(name):
             self._hold(i, name, "unfinished")
-            return self._judge(i, self.tensor.read(name, self.part(i)))
+            for half in self.halves(i):
+                self._judge(i, self.tensor.read(name, self.part(i), half))
+            return
         if buffer.space == SHARED:
             return self._read_shared(i, name)
         if name not in own.known:
@@ -298,7 +340,9 @@ class Machine:
         own = self.own[i]
         if self._is_handed_on(name):
             self._hold(i, name, "overwritten")
-            return self.tensor.write(name, self.part(i))
+            for half in self.halves(i):
+                self.tensor.write(name, self.part(i), half)
+            return
         if self.buffers[name].space == SHARED:
             return self._write_shared(i, name)
         for dst, registers, _ in own.products:
@@ -313,9 +357,16 @@ class Machine:
 
     def _hold(self, i: int, name: str, kind: str) -> None:
         """Worker `i` must own the part of the buffer: acquired and not committed, or waited for and not released."""
-        ring, own = self.ring(i, self.channel_of[name].name), self.own[i]
-        if ring not in own.acquired and ring not in own.waited:
-            raise self.fail(kind, i, f"{name} is used without a wait for its channel")
+        own = self.own[i]
+        for ring in self._rings_of(i, name):
+            if ring not in own.acquired and ring not in own.waited:
+                raise self.fail(kind, i, f"{name} is used without a wait for its channel")
+
+    def _rings_of(self, i: int, name: str) -> tuple[str, ...]:
+        """The rings that a buffer goes through in all blocks whose memory worker `i` works on."""
+        channel = self.channel_of[name]
+        own = ring_name(channel, self.part(i)) if channel.private else channel.name
+        return (own,) if channel.pair else tuple(in_half(own, half) for half in self.halves(i))
 
     def _judge(self, i: int, found: tuple[str, str] | None) -> None:
         if found is not None:
@@ -328,8 +379,10 @@ class Machine:
                 raise self.fail("unfinished", i, f"{name} is read before a Sync has made it visible")
         elif channel.kind == "cp_async":
             self._read_parts(i, channel)
-        elif channel.name not in self.own[i].waited:
-            raise self.fail("unfinished", i, f"{name} is read without a wait for channel {channel.name}")
+        else:
+            for ring in self._rings_of(i, name):
+                if ring not in self.own[i].waited:
+                    raise self.fail("unfinished", i, f"{name} is read without a wait for channel {ring}")
 
     def _read_parts(self, i: int, channel: l3.Channel) -> None:
         own = self.own[i]
@@ -346,12 +399,12 @@ class Machine:
         own, owner = self.own[i], self.buffers[name].alias
         if (name, self.part(i)) in own.storing:
             raise self.fail("overwritten", i, f"{name} is written while it is being stored")
-        if self.is_reused and any(self.channels[ring].buffer == owner for other in self.own for ring in other.reading):
+        if self.is_reused and any(self.rings[ring][0].buffer == owner for other in self.own for ring in other.reading):
             raise self.fail("overwritten", i, f"{name} lies over {owner}, which products may still read")
-        if self.is_reused and owner in self.channel_of and self.channel_of[owner].name not in own.waited:
+        if self.is_reused and owner in self.channel_of and self.ring(i, self.channel_of[owner].name) not in own.waited:
             raise self.fail("overwritten", i, f"{name} lies over {owner}, whose next copy may be under way")
         for _, _, shared in own.products:
-            if any(self.channels[c].buffer == owner for c, _ in shared):
+            if any(self.rings[c][0].buffer == owner for c, _ in shared):
                 raise self.fail("overwritten", i, f"{name} lies over {owner}, which an unfinished product reads")
         own.unseen = own.unseen | {name}
 
@@ -381,29 +434,29 @@ def _acquire(m: Machine, i: int, op: l3.Acquire):
 
 
 def _copy(m: Machine, i: int, op: l3.Copy):
-    own, channel = m.own[i], m.channels[op.channel]
-    position = own.filled.get(op.channel, 0)
-    stage = m.stage(op.channel, position)
-    for r in m.readers[op.channel]:
-        if m.own[r].used.get(op.channel, 0) <= position - channel.stages:
+    own, channel, ring = m.own[i], m.channels[op.channel], m.ring(i, op.channel)
+    position = own.filled.get(ring, 0)
+    stage = m.stage(ring, position)
+    for r in m.readers[ring]:
+        if m.own[r].used.get(ring, 0) <= position - channel.stages:
             raise m.fail("overwritten", i, f"tile {position - channel.stages} of {op.channel} is still in use by {m.workers[r].name}")
-        if any((op.channel, position - channel.stages) in shared for _, _, shared in m.own[r].products):
+        if any((ring, position - channel.stages) in shared for _, _, shared in m.own[r].products):
             raise m.fail("overwritten", i, f"an unfinished product of {m.workers[r].name} reads this stage of {op.channel}")
     for r, worker in enumerate(m.workers):
-        if m.is_storing(r, channel.buffer):
+        if worker.half == m.workers[i].half and m.is_storing(r, channel.buffer):
             raise m.fail("overwritten", i, f"{worker.name} is storing from the memory of {channel.buffer}")
     if channel.kind == "cp_async":
-        for r in m.readers[op.channel]:
+        for r in m.readers[ring]:
             if r != i and position >= channel.stages and stage.left.get(r, -1) >= own.meetings:
                 raise m.fail("overwritten", i, f"no Sync since {m.workers[r].name} read this stage of {op.channel}")
         stage.parts[i] = (position, None)
         own.open_group = (*own.open_group, (op.channel, position))
         return True
-    if op.channel not in own.acquired:
+    if ring not in own.acquired:
         raise m.fail("protocol", i, f"a copy into {op.channel} without an acquired stage")
-    own.acquired[op.channel] = True
+    own.acquired[ring] = True
     stage.landing += 1
-    m.flying = (*m.flying, (op.channel, position))
+    m.flying = (*m.flying, (ring, position, m.workers[i].half))
     if m.instant:
         m.land(len(m.flying) - 1)
     return True
@@ -423,9 +476,10 @@ def _commit(m: Machine, i: int, op: l3.Commit):
             raise m.fail("protocol", i, f"a commit to {ring} without a copy: its bytes would never arrive")
         del own.acquired[ring]
         stage = m.stage(ring, position)
-        stage.committed = True
-        m._complete(stage)
+        stage.committed += 1
+        m._complete(stage, m.due[ring][0])
     own.filled[ring] = position + 1
+    own.drained = own.drained - {ring}
     return True
 
 
@@ -474,7 +528,7 @@ def _release(m: Machine, i: int, op: l3.Release):
         if ring not in own.waited:
             raise m.fail("protocol", i, f"{ring} is released without a wait")
         stage.arrivals += 1
-        if stage.arrivals == channel.arrivals:
+        if stage.arrivals == m.due[ring][1]:
             stage.arrivals = 0
             stage.empty += 1
     own.waited, own.reading = own.waited - {ring}, own.reading - {ring}
@@ -482,14 +536,24 @@ def _release(m: Machine, i: int, op: l3.Release):
     return True
 
 
+def _drain(m: Machine, i: int, op: l3.Drain):
+    own, channel, ring = m.own[i], m.channels[op.channel], m.ring(i, op.channel)
+    filled = own.filled.get(ring, 0)
+    for position in range(max(0, filled - channel.stages), filled):
+        if m.stage(ring, position).empty <= position // channel.stages:
+            return False
+    own.drained = own.drained | {ring}
+    return True
+
+
 def _barrier_key(m: Machine, i: int, op, shift: int) -> tuple[str, int]:
     barrier = m.barriers[op.barrier]
-    return op.barrier, (m.workers[i].group + shift) % barrier.copies if barrier.copies > 1 else 0
+    return in_half(op.barrier, m.workers[i].half), (m.workers[i].group + shift) % barrier.copies if barrier.copies > 1 else 0
 
 
 def _arrive_at(m: Machine, i: int, key: tuple[str, int]) -> int:
     """Worker `i` arrives; gives the round it takes part in."""
-    barrier = m.barriers[key[0]]
+    barrier = m.barriers[key[0].split("@")[0]]
     number, threads, who = m.rounds.get(key, (0, 0, frozenset()))
     if i in who:
         raise m.fail("barrier", i, f"it arrives twice in one round of {key[0]}")
@@ -538,9 +602,9 @@ def _store_wait(m: Machine, i: int, op: l3.StoreWait):
 HANDLERS = {
     l3.Acquire: _acquire, l3.Copy: _copy, l3.Commit: _commit, l3.CopyWait: _copy_wait, l3.Wait: _wait,
     l3.Release: _release, l3.Sync: _sync, l3.Arrive: _arrive, l3.MmaWait: _mma_wait, Store: _store,
-    l3.StoreWait: _store_wait,
+    l3.StoreWait: _store_wait, l3.Drain: _drain,
 }  # fmt: skip
-VISIBLE = (l3.Acquire, l3.Copy, l3.Commit, l3.Wait, l3.Release, l3.Sync, l3.Arrive)
+VISIBLE = (l3.Acquire, l3.Copy, l3.Commit, l3.Wait, l3.Release, l3.Drain, l3.Sync, l3.Arrive)
 """Operations that other workers can notice, or that may have to wait."""
 
 

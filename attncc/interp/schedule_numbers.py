@@ -7,7 +7,7 @@ import math
 import torch
 
 from attncc.interp.run_tile import WEIGHTS
-from attncc.interp.schedule_machine import Machine
+from attncc.interp.schedule_machine import Machine, in_half
 from attncc.interp.schedule_trace import Call, Step
 from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import blocks_read, operations, parts
@@ -35,18 +35,19 @@ class Numbers:
         self.coming: dict[tuple, torch.Tensor] = {}
         self.handed: dict[tuple[str, int], torch.Tensor] = {}
         """By buffer and part: what roles hand on to each other."""
-        self.part = 0
+        self.part = self.half = 0
 
     def apply(self, i: int, step: Step) -> None:
         """The effect of a step that worker `i` has just made."""
-        self.part = step.part
+        self.part, self.half = step.part, self.machine.workers[i].half
         rule = RULES.get(type(step.op))
         if rule is not None:
             rule(self, i, step.op, step.env)
 
     def land(self, name: str, position: int) -> None:
-        """A copy of channel `name` has arrived whole."""
-        self.shared[name, position % self.machine.channels[name].stages] = self.coming.pop((name, position))
+        """A copy of channel `name` (of its block) has arrived whole."""
+        channel = self.machine.channels[name.split("@")[0]]
+        self.shared[name, position % channel.stages] = self.coming.pop((name, position))
 
     def value(self, expr, env, **more) -> torch.Tensor:
         return self.call.value(expr, {**env, **more})
@@ -56,7 +57,8 @@ class Numbers:
         channel = self.machine.channel_of.get(name)
         if channel is None or channel.private:
             return self.get(i, name)
-        tile = self.shared[channel.name, self.machine.own[i].used.get(channel.name, 0) % channel.stages]
+        stage = self.machine.own[i].used.get(self.machine.ring(i, channel.name), 0) % channel.stages
+        tile = self.shared[in_half(channel.name, self.half), stage]
         return tile[:, self.rows(i)] if own_rows else tile
 
     def rows(self, i: int) -> slice:
@@ -67,7 +69,10 @@ class Numbers:
     def get(self, i: int, name: str) -> torch.Tensor:
         """A register buffer of worker `i`, or the part at hand of a buffer that roles hand on."""
         channel = self.machine.channel_of.get(name)
-        return self.handed[name, self.part] if channel is not None and channel.private else self.registers[i][name]
+        return self.handed[self.handed_at(name)] if channel is not None and channel.private else self.registers[i][name]
+
+    def handed_at(self, name: str) -> tuple[str, int]:
+        return in_half(name, self.half), self.part
 
     def put(self, i: int, name: str, value: torch.Tensor) -> None:
         """As `get`. What lay in the same columns of tensor memory is NaN from then on."""
@@ -75,10 +80,11 @@ class Numbers:
         if channel is None or not channel.private:
             self.registers[i][name] = value
             return
-        for other in self.machine.tensor.overlaps.get((name, self.part), ()):
-            if other in self.handed:
-                self.handed[other] = torch.full_like(self.handed[other], NAN)
-        self.handed[name, self.part] = value
+        for other, part in self.machine.tensor.overlaps.get((name, self.part), ()):
+            place = in_half(other, self.half), part
+            if place in self.handed:
+                self.handed[place] = torch.full_like(self.handed[place], NAN)
+        self.handed[self.handed_at(name)] = value
 
     def block(self, op: l3.Copy, env, part: slice) -> torch.Tensor:
         """Rows `part` of the block of a declared tensor that a Copy reads, zero past the tensor's end."""
@@ -102,7 +108,12 @@ class Numbers:
         rows = (index * count + torch.arange(count)[part].view(1, -1, 1))[..., 0]
         end = source.shape[1] - 1
         rows = torch.where((rows < 0) | (rows > end), end, rows)
-        return source[env["b"][..., 0].long(), rows, head[..., 0].long()]
+        tile = source[env["b"][..., 0].long(), rows, head[..., 0].long()]
+        if op.column is None:
+            return tile
+        width = self.machine.buffers[self.machine.channels[op.channel].buffer].cols
+        first = int(self.value(op.column, env).reshape(-1)[0]) * width
+        return tile[..., first : first + width]
 
 
 def padded(schedule: l3.Schedule, operands: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -110,7 +121,8 @@ def padded(schedule: l3.Schedule, operands: dict[str, torch.Tensor]) -> dict[str
     every row out of range."""
     channels, buffers = {c.name: c.buffer for c in schedule.channels}, {b.name: b for b in schedule.buffers}
     copies = [op for role in schedule.roles for op in operations(role.body) if isinstance(op, l3.Copy)]
-    cols = {op.tensor: buffers[channels[op.channel]].cols for op in copies}
+    pieces = {op.tensor: schedule.cluster if op.column is not None else 1 for op in copies}
+    cols = {op.tensor: pieces[op.tensor] * buffers[channels[op.channel]].cols for op in copies}
     return {n: torch.nn.functional.pad(x, (0, cols.get(n, x.shape[-1]) - x.shape[-1], 0, 0, 0, 1)) for n, x in operands.items()}
 
 
@@ -118,12 +130,13 @@ def _copy(n: Numbers, i: int, op: l3.Copy, env) -> None:
     """The stage holds NaN until the copy lands; in a role that copies for itself each worker copies every W-th row."""
     channel = n.machine.channels[op.channel]
     own = n.machine.own[i]
-    position = own.filled.get(op.channel, 0)
-    key = (op.channel, position % channel.stages)
+    position = own.filled.get(n.machine.ring(i, op.channel), 0)
+    home = in_half(op.channel, n.half)
+    key = (home, position % channel.stages)
     if channel.kind != "cp_async":
         tile = n.tile(op, env, slice(None))
         n.shared[key] = torch.full((), NAN, dtype=tile.dtype).expand(tile.shape)
-        n.coming[op.channel, position] = tile
+        n.coming[home, position] = tile
         return
     part = slice(n.machine.workers[i].group, None, len(n.machine.writers[op.channel]))
     tile = n.tile(op, env, part)
@@ -160,9 +173,14 @@ def _fill(n: Numbers, i: int, op: l3.Fill, env) -> None:
 
 
 def _mma(n: Numbers, i: int, op: l3.Mma, env) -> None:
-    a, b = n.operand(i, op.a, own_rows=True), n.operand(i, op.b, own_rows=False)
-    product = a @ (b.transpose(-1, -2) if op.transposed else b)
-    n.put(i, op.dst, n.get(i, op.dst) + product if op.accumulate else product)
+    """Of a pair both blocks' rows, by what both hold together."""
+    held = []
+    for n.half in n.machine.halves(i):
+        held.append(n.operand(i, op.b, own_rows=False))
+    b = held[0] if len(held) == 1 else torch.cat(held, dim=-2 if op.transposed else -1)
+    for n.half in n.machine.halves(i):
+        product = n.operand(i, op.a, own_rows=True) @ (b.transpose(-1, -2) if op.transposed else b)
+        n.put(i, op.dst, n.get(i, op.dst) + product if op.accumulate else product)
 
 
 def _score(n: Numbers, i: int, op: Score, env) -> None:
@@ -246,7 +264,8 @@ def _convert(n: Numbers, i: int, op: l3.Convert, env) -> None:
         value = value.to(TORCH_TYPES[buffer.dtype]).to(n.call.dtype)
     n.put(i, op.dst, value)
     for (name, stage), tile in n.shared.items():
-        if buffer.alias is not None and n.machine.channels[name].buffer == buffer.alias:
+        channel = n.machine.channels[name.split("@")[0]]
+        if buffer.alias is not None and channel.buffer == buffer.alias and name == in_half(channel.name, n.half):
             n.shared[name, stage] = tile.clone()
             n.shared[name, stage][:, n.rows(i)] = NAN
 

@@ -88,9 +88,10 @@ def _tables_of_sequences(schedule: l3.Schedule, batch: int, whole: dict, inputs:
 
 
 def blocks_of(schedule: l3.Schedule, call: Call) -> dict[str, torch.Tensor]:
-    """The block indices of the whole grid, and what the prelude makes of them; each of shape (block, 1, 1)."""
+    """The block indices of the whole grid, and what the prelude makes of them; each of shape (block, 1, 1). Of pairs the first blocks."""
     sizes = [int(call.value(e, call.env)) for e in schedule.grid]
-    axes = torch.meshgrid(*(torch.arange(n) for n in reversed(sizes)), indexing="ij")
+    z, y, x = (torch.arange(n) for n in reversed(sizes))
+    axes = torch.meshgrid(z, y, x[:: schedule.cluster], indexing="ij")
     found = {name: axis.reshape(-1, 1, 1) for name, axis in zip(l3.BLOCK_VARIABLES, reversed(axes))}
     return prelude_of(schedule, call, found)
 
@@ -105,17 +106,25 @@ def prelude_of(schedule: l3.Schedule, call: Call, blocks: dict[str, torch.Tensor
 
 
 def trace(schedule: l3.Schedule, call: Call, blocks: dict[str, torch.Tensor]) -> tuple[tuple[Worker, ...], tuple]:
-    """(workers, steps of each) for blocks that all take the same way; raises Split when they do not."""
+    """(workers, steps of each) for blocks that all take the same way; raises Split when they do not. Of pairs both blocks' workers."""
     workers, steps = [], []
-    for role in schedule.roles:
-        for group in range(max(role.groups, 1)):
-            env = dict(call.env, **blocks, group=group)
-            path = _Path(schedule, call, group, role.rows_per_group)
-            path.walk(role.body, path.placed(env) if "q_tile" in env else env)
-            ops, at = tuple(s.op for s in path.steps), tuple(s.part for s in path.steps)
-            workers.append(Worker(role.name, group, role.warps * 32 // max(role.groups, 1), ops, at))
-            steps.append(tuple(path.steps))
+    for half in range(schedule.cluster):
+        own = blocks if half == 0 else prelude_of(schedule, call, _partners(blocks))
+        for role in (r for r in schedule.roles if half == 0 or not r.pair):
+            for group in range(max(role.groups, 1)):
+                env = {**call.env, **own, l3.GROUP_VARIABLE: group, l3.PAIR_VARIABLE: half}
+                path = _Path(schedule, call, group, role.rows_per_group)
+                path.walk(role.body, path.placed(env) if "q_tile" in env else env)
+                ops, at = tuple(s.op for s in path.steps), tuple(s.part for s in path.steps)
+                workers.append(Worker(role.name, group, role.warps * 32 // max(role.groups, 1), ops, at, half))
+                steps.append(tuple(path.steps))
     return tuple(workers), tuple(steps)
+
+
+def _partners(blocks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The indices of the second blocks of pairs."""
+    found = {name: blocks[name] for name in l3.BLOCK_VARIABLES}
+    return {**found, "block_x": found["block_x"] + 1}
 
 
 class _Path:

@@ -7,7 +7,7 @@ from attncc.ir.schedule_ops import parts, shared_columns, tensor_places
 
 
 class TensorMemory:
-    """What was written last, for each part of each buffer that roles hand on; `overlaps` are the places that share columns."""
+    """What was written last, for each part of each buffer that roles hand on, in each block; `overlaps` are the places that share columns."""
 
     def __init__(self, schedule: l3.Schedule):
         self.overlaps: dict[tuple[str, int], set[tuple[str, int]]] = {}
@@ -15,8 +15,8 @@ class TensorMemory:
             self.overlaps.setdefault(a, set()).add(b)
             self.overlaps.setdefault(b, set()).add(a)
         self.mixed = frozenset(name for name, _ in self.overlaps)
-        self.valid: frozenset[tuple[str, int]] = frozenset()
-        self.known: frozenset[tuple[str, int]] = frozenset()
+        self.valid: frozenset[tuple[str, int, int]] = frozenset()
+        self.known: frozenset[tuple[str, int, int]] = frozenset()
 
     def clone(self) -> TensorMemory:
         new = TensorMemory.__new__(TensorMemory)
@@ -30,16 +30,16 @@ class TensorMemory:
         """Whether another buffer has some of its columns, so that the order of writes matters."""
         return name in self.mixed
 
-    def write(self, name: str, part: int) -> None:
-        place = (name, part)
-        self.valid = (self.valid - self.overlaps.get(place, set())) | {place}
+    def write(self, name: str, part: int, half: int = 0) -> None:
+        place = (name, part, half)
+        self.valid = self.valid.difference((*other, half) for other in self.overlaps.get((name, part), ())) | {place}
         self.known = self.known | {place}
 
-    def read(self, name: str, part: int) -> tuple[str, str] | None:
+    def read(self, name: str, part: int, half: int = 0) -> tuple[str, str] | None:
         """(kind of fault, sentence), or None when the buffer's own contents are there."""
-        if (name, part) in self.valid:
+        if (name, part, half) in self.valid:
             return None
-        if (name, part) not in self.known:
+        if (name, part, half) not in self.known:
             return "uninitialised", f"{name} of part {part} holds nothing yet"
         return "overwritten", f"{name} of part {part} was written over before it was read"
 
