@@ -71,15 +71,16 @@ def run_clock(
 ) -> list[Event]:
     """The events of the block that computes the query tile `where` ({"b", "h", "q_tile"}) in a call of (batch, seq_q, seq_kv).
 
-    Where blocks work on several query tiles: those of the first block.
+    Where blocks work on several query tiles: those of the first block. Of a pair the first block, as if its partner kept step with it.
     """
+    where = {name: value // schedule.cluster * schedule.cluster if name == "q_tile" else value for name, value in where.items()}
     call = call_of(schedule, *sizes, inputs, torch.float32)
     blocks = blocks_of(schedule, call)
     named = [blocks[name].reshape(-1) == value for name, value in where.items() if name in blocks]
     first = torch.arange(blocks["block_x"].shape[0]) == 0
     same = torch.stack(named or [first]).all(0)
     chosen = {name: x[same][:1] for name, x in blocks.items()}
-    workers, _ = trace(schedule, call, chosen)
+    workers = tuple(w for w in trace(schedule, call, chosen)[0] if w.half == 0)
     return _Clock(schedule, target, workers).run()
 
 
@@ -210,7 +211,7 @@ class _Clock:
 
     def do_Wait(self, lane: _Lane, op) -> None: ...
 
-    do_Acquire = do_MmaWait = do_CopyWait = do_SetRegisters = do_Wait
+    do_Acquire = do_Drain = do_MmaWait = do_CopyWait = do_SetRegisters = do_Wait
 
     def compute(self, lane: _Lane, op) -> None:
         """Instructions on the operation's register tile, through the issue slots that the lane's warps get."""
