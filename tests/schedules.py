@@ -13,6 +13,7 @@ from attncc.ir.schedule_ops import rewrite
 from attncc.lower import load
 from attncc.lower.attention_to_tile import lower_attention_to_tile
 from attncc.lower.tile_to_schedule import lower_tile_to_schedule
+from attncc.passes.schedule.pair_blocks import in_pairs
 from attncc.targets import TARGETS, Target
 from attncc.targets.tiles import choose_tiles
 
@@ -29,13 +30,15 @@ TEXTS = {
     "documents": "attention documents { " + HEAD + " tensor doc: i32[batch, seq_kv] in 0..4 sorted\n"
     " mask kv_idx <= q_idx + off and doc[b, kv_idx] == doc[b, max(0, min(q_idx + off, seq_kv - 1))] }",
 }  # fmt: skip
+LONG_ROWS = {"full": "attention full { " + HEAD.replace("dim 32", "dim qk = 192, v = 128") + " }"}
+"""As TEXTS, for what only long rows are good for: they take their time."""
 TILES = {"hopper": (128, 64), "blackwell": (256, 64), "ampere": (128, 32), "ada": (128, 32)}
 
 
 @cache
 def attention(name: str) -> Attention:
     """The attention `name` of TEXTS, after the L1 passes; "packed" is the causal one for packed sequences."""
-    attention = pack(load(TEXTS["causal"])) if name == "packed" else load(TEXTS[name])
+    attention = pack(load(TEXTS["causal"])) if name == "packed" else load((TEXTS | LONG_ROWS)[name])
     return pipeline.run_passes(attention, pipeline.ATTENTION_PASSES, pipeline.CHECKS["L1"])
 
 
@@ -58,6 +61,16 @@ def schedule(
         passes = passes[: [p.__name__ for p in passes].index(until)]
     passes = tuple(p for p in passes if p.__name__ not in without)
     return pipeline.run_passes(lower_tile_to_schedule(program, chosen), passes, pipeline.CHECKS["L3"], chosen)
+
+
+def paired(name: str, sms: int | None = None, tile_m: int = 128, shared: int | None = None) -> l3.Schedule:
+    """The Blackwell schedule of an attention for pairs of blocks, with small tiles, whatever the resource model says of them."""
+    target = smaller(TARGETS["blackwell"], sms, shared)
+    before = schedule(name, "blackwell", until="pair_blocks", tile_m=tile_m, sms=sms, shared=shared)
+    issuer = next(r for r in before.roles if r.name == "issuer")
+    passes = pipeline.SCHEDULE_PASSES["blackwell"]
+    rest = passes[1 + [p.__name__ for p in passes].index("pair_blocks") :]
+    return pipeline.run_passes(in_pairs(before, issuer, target), rest, pipeline.CHECKS["L3"], target)
 
 
 def smaller(target: Target, sms: int | None = None, shared: int | None = None) -> Target:

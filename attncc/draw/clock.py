@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from attncc.formats import bytes_of
-from attncc.interp.schedule_machine import Worker
+from attncc.interp.schedule_state import Worker
 from attncc.interp.schedule_trace import blocks_of, call_of, trace
 from attncc.ir import schedule as l3
 from attncc.ir import tile as l2

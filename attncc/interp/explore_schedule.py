@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from attncc.interp.run_schedule import alike
-from attncc.interp.schedule_machine import Fault, Machine, Worker
+from attncc.interp.schedule_machine import Machine
+from attncc.interp.schedule_state import Fault, Worker
 from attncc.interp.schedule_trace import blocks_of, call_of
 from attncc.ir import schedule as l3
 

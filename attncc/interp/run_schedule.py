@@ -12,8 +12,9 @@ import random
 import torch
 
 from attncc.interp.packed import sequences, spread
-from attncc.interp.schedule_machine import Fault, Machine, Worker
+from attncc.interp.schedule_machine import Machine
 from attncc.interp.schedule_numbers import Numbers, padded
+from attncc.interp.schedule_state import Fault, Worker
 from attncc.interp.schedule_trace import Call, Split, blocks_of, call_of, trace
 from attncc.ir import schedule as l3
 from attncc.ir.packing import MAX_KV, MAX_Q

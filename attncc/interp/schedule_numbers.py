@@ -7,7 +7,8 @@ import math
 import torch
 
 from attncc.interp.run_tile import WEIGHTS
-from attncc.interp.schedule_machine import Machine, in_half
+from attncc.interp.schedule_machine import Machine
+from attncc.interp.schedule_state import in_half
 from attncc.interp.schedule_trace import Call, Step
 from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import blocks_read, operations, parts

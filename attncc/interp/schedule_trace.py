@@ -13,7 +13,7 @@ import torch
 from attncc.interp.evaluate import UNUSED, evaluate
 from attncc.interp.guarded import evaluate_everywhere
 from attncc.interp.packed import sequences
-from attncc.interp.schedule_machine import Worker
+from attncc.interp.schedule_state import Worker
 from attncc.interp.tile_classes import table_tensors, tile_environment
 from attncc.ir import schedule as l3
 from attncc.ir.attention import Attention

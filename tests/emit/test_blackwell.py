@@ -83,6 +83,17 @@ def test_a_mask_of_pairs_is_a_loop_over_eight_columns_and_does_not_spill():
     assert outcome.resources.code < 65_000
 
 
+def test_products_of_a_pair_are_one_instruction_for_both_blocks():
+    """256/256: S = Q K^T and O += P V; the first block issues them, each copies half a tile of K and V, arrivals go to both."""
+    made = schedule("dim 256")
+    outcome = compile_schedule(made, "sm_100a", "UTCHMMA")
+    assert made.cluster == 2 and outcome.resources.frame == 0
+    assert [loop["UTCHMMA"] for loop in outcome.loops] == [256 // 16 + 128 // 16]
+    assert not {"STL", "LDL"} & set(outcome.loops[0]) and outcome.size(0) <= 120
+    assert not re.search(r"UTCHMMA(?!\.2CTA)|UTCBAR(?!\.2CTA\.MULTICAST)|UTMALDG\.\dD(?!\.2CTA)", outcome.sass)
+    assert "cluster=(2, 1, 1)" in emit(made) and "pairs." not in emit(schedule("dim 256", "mask kv_idx <= q_idx + off"))
+
+
 @pytest.mark.parametrize("dims", ("dim 64", "dim 128", "dim qk = 192, v = 128", "dim 192", "dim 256"))
 def test_tensor_memory_is_a_power_of_two_of_columns(dims):
     view = view_of(schedule(dims))

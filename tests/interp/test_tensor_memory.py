@@ -9,7 +9,7 @@ from attncc.interp.data import make_inputs
 from attncc.interp.explore_schedule import explore
 from attncc.interp.reference import reference
 from attncc.interp.run_schedule import run_schedule
-from attncc.interp.schedule_machine import Fault
+from attncc.interp.schedule_state import Fault
 from attncc.ir import schedule as l3
 from attncc.ir.check_expr import IllegalProgram
 from attncc.ir.check_schedule import check_schedule

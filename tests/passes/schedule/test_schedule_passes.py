@@ -19,10 +19,13 @@ from attncc.interp.reference import reference
 from attncc.interp.run_schedule import run_schedule
 from attncc.interp.schedule_trace import blocks_of, call_of
 from attncc.ir import schedule as l3
+from attncc.ir.packing import pack
 from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.text import format_expr, format_program, parse_program
 from attncc.ir.tile import ColLet, Mask
 from attncc.lower import load
+from attncc.passes.schedule.drain_rings import drain_rings
+from attncc.passes.schedule.pair_blocks import pair_blocks
 from attncc.passes.schedule.persistent_blocks import persistent_blocks
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.roll_masks import roll_masks
@@ -37,18 +40,21 @@ from tests.schedules import attention, schedule
 
 CHANGES = Path(__file__).parent / "changes"
 PASSES = [(t, p) for t in ("hopper", "ampere") for p in pipeline.SCHEDULE_PASSES[t]]
-PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, roll_masks, share_exponentials, persistent_blocks)]
-NEEDED = {"place_copy_waits", "use_tensor_memory"}
+PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, roll_masks, share_exponentials, pair_blocks, persistent_blocks, drain_rings)]
+NEEDED = {"place_copy_waits", "use_tensor_memory", "drain_rings"}
 """Passes without which a schedule is not finished."""
+ELSEWHERE = {"pair_blocks"}
+"""Passes whose absence is looked at on a subject of their own."""
 ONE_PART = {"blackwell_persistent_blocks"}
 """Without them a schedule is explored with one part of a query tile: with two it is as the neighbours', at 40 seconds each."""
 SUBJECTS = {
     "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "roll_masks": {"name": "pages"}, "copy_biases": {"name": "pairs"},
     "persistent_blocks": {"name": "narrow", "tile_m": 192}, "blackwell_persistent_blocks": {"name": "wide", "small": False},
-    "skip_missing_tiles": {"name": "packed"},
+    "skip_missing_tiles": {"name": "packed"}, "pair_blocks": {"name": "full", "small": False}, "drain_rings": {"name": "full", "small": False},
 }  # fmt: skip
 """What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair, a shape
-whose blocks take several tiles (with tensor memory: one whose output lies over Q), packed sequences, a mask that reads a tensor for every pair."""
+whose blocks take several tiles (with tensor memory: one whose output lies over Q), packed sequences, a mask that reads a tensor for every pair, rows so long
+that two blocks work together."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,7 +107,7 @@ def test_before_and_after_run_alike(item):
         check_numbers(s, name, 200, 70)
 
 
-@pytest.mark.parametrize("item", [i for i in PASSES if i[1].__name__ not in NEEDED], ids=pass_id)
+@pytest.mark.parametrize("item", [i for i in PASSES if i[1].__name__ not in NEEDED | ELSEWHERE], ids=pass_id)
 def test_the_kernel_is_right_without_the_pass(item):
     target, one = item
     for name in ("window", "documents", "sigmoid"):
@@ -247,11 +253,36 @@ def test_tiles_are_dealt_beforehand_only_where_costs_are_steady(name, several):
 def test_the_output_takes_the_room_of_a_third_stage_unless_a_hint_asked_for_it():
     text = "attention a {{ heads q = 2, kv = 1\n dim {}\n dtype bf16\n {} }}"
     found = []
-    for dim, hint in ((64, ""), (96, ""), (96, "target blackwell(stages = 3)"), (128, "")):
+    for dim, hint in ((64, ""), (96, ""), (96, "target blackwell(stages = 3)"), (128, "mask kv_idx <= q_idx + off")):
         s = lower(load(text.format(dim, hint)), TARGETS["blackwell"]).schedule
         found.append((s.channel("K").stages, s.buffer("OUT").alias, s.channel("Q").consumers))
     apart, over = (None, ("issuer",)), ("Q", ("issuer", "correction"))
     assert found == [(3, *apart), (2, *apart), (3, *over), (2, *over)]
+
+
+def test_blocks_work_in_pairs_only_where_that_gains():
+    """Long rows whose keys are all kept: not with a mask, not where issue slots or the special function unit are the limit, not packed."""
+    cases = {
+        "dim 128": True, "dim 256": True, "dim qk = 192, v = 128": True, "dim 128\n reduction sigmoid": True,
+        "dim 64": False, "dim 96": False, "dim 128\n mask kv_idx <= q_idx + off": False, "dim 128\n score 30 * tanh(qk / 30)": False,
+    }  # fmt: skip
+    for text, gains in cases.items():
+        s = lower(load(f"attention a {{ heads q = 2, kv = 1\n dtype bf16\n {text} }}"), TARGETS["blackwell"]).schedule
+        assert (s.cluster == 2) == gains, text
+    a = load("attention a { heads q = 2, kv = 1\n dtype bf16\n dim 128 }")
+    assert lower(pack(a), TARGETS["blackwell"]).schedule.cluster == 1
+    assert lower(a, TARGETS["blackwell"].without("mma_pairs")).schedule.cluster == 1
+    assert lower(a, TARGETS["hopper"]).schedule.cluster == 1
+
+
+def test_pairs_hold_more_stages_and_longer_key_tiles():
+    """d128: the output has memory of its own, and blocks work on several tiles. 192/128 and 256: key tiles of 128 fit."""
+    found = []
+    for dims in ("128", "qk = 192, v = 128", "256"):
+        s = lower(load(f"attention a {{ heads q = 2, kv = 1\n dtype bf16\n dim {dims} }}"), TARGETS["blackwell"]).schedule
+        several = any(isinstance(op, l3.Place) for role in s.roles for op in operations(role.body))
+        found.append((s.tile_m, s.tile_n, s.channel("K").stages, several))
+    assert found == [(256, 128, 3, True), (256, 128, 3, False), (128, 128, 2, False)]
 
 
 if __name__ == "__main__":

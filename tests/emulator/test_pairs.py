@@ -1,0 +1,118 @@
+"""Pairs of blocks in the emulator: eight interleavings, odd numbers of query tiles, rows and keys that end anywhere; planted faults."""
+
+import re
+
+import pytest
+import torch
+
+from attncc.entry import lower
+from attncc.interp.data import make_inputs
+from attncc.interp.reference import reference
+from attncc.interp.run_attention import run_attention
+from attncc.lower import load
+from attncc.measure import LSE_ALLOWED, SLACK, distance, lse_distance
+from attncc.runtime.emulated import compile_to_emulate, emulate_calls
+from attncc.runtime.kernel import Kernel
+from attncc.targets import get_target
+from tests.rotation import turn
+from tests.schedules import smaller
+
+SEEDS = 8
+CASES = (
+    ("dim 128", 2, 1, 300, 140),
+    ("dim qk = 192, v = 128", 1, 1, 40, 290),
+    ("dim 256", 2, 1, 140, 200),
+)
+"""Head dims, query heads, multiprocessors for each pair of them, queries and keys. d128: the blocks work on several query tiles, two pairs of
+them, of which the last has rows only in its first block... the others on one."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def kernel_for(dims: str, heads: int) -> Kernel:
+    text = f"attention case {{ heads q = {heads}, kv = 1\n {dims}\n dtype bf16 }}"
+    return Kernel(load(text), smaller(get_target("blackwell"), sms=2), lower)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", turn(CASES, 3), ids=lambda case: case[0])
+def test_right_in_eight_interleavings(case):
+    dims, heads, _, seq_q, seq_kv = case
+    kernel = kernel_for(dims, heads)
+    results = emulate_calls(kernel, seeds=SEEDS)
+    a = kernel.attention
+    q, k, v, _ = make_inputs(a, 1, seq_q, seq_kv, 0, "cpu")
+    out = torch.full((*q.shape[:3], v.shape[-1]), torch.nan, dtype=q.dtype)
+    out, lse = kernel(q, k, v, out=out, return_lse=True)
+    assert results[-1].ok and results[-1].deterministic, str(results[-1])
+    assert {launch.cluster for launch in results[-1].launches} == {(2, 1, 1)}
+    wanted, wanted_lse = reference(a, q, k, v, {})
+    eager, _ = run_attention(a, q, k, v, {})
+    assert distance(out, wanted) <= 2 * distance(eager, wanted) + SLACK
+    off, bad = lse_distance(lse, wanted_lse)
+    assert bad is None and off <= LSE_ALLOWED
+
+
+def one_block(ptx: str) -> str:
+    """The first commit goes to the pair's first block only."""
+    mask = re.search(r"multicast::cluster\.b64 \t?\[[^\]]*\], (%rs\d+)", ptx).group(1)
+    changed, count = re.subn(rf"(mov\.b16 \t?{mask}, )3;", r"\g<1>1;", ptx)
+    assert count == 1
+    return changed
+
+
+def own_weights(ptx: str) -> str:
+    """The barrier of the weights is full when one block's warps have arrived, not both's."""
+    counts = re.findall(r"mbarrier\.init\.shared\.b64 \t?\[[^\]]*\], (%r\d+);", ptx)
+    both = next(r for r in counts if re.search(rf"mov\.b32 \t?{r}, 8;", ptx))
+    own = next(r for r in counts if re.search(rf"mov\.b32 \t?{r}, 4;", ptx))
+    inits = list(re.finditer(rf"(mbarrier\.init\.shared\.b64 \t?\[[^\]]*\], ){both};", ptx))
+    weights = inits[1]  # scores are emptied, weights filled, sums filled by both blocks
+    late = ptx[: weights.start()] + ptx[weights.end() :]
+    last = list(re.finditer(rf"mbarrier\.init\.shared\.b64 \t?\[[^\]]*\], {own};\n", late))[-1].end()
+    return late[:last] + f"{weights.group(1)}{own};\n" + late[last:]
+
+
+def own_keys(ptx: str) -> str:
+    """The barriers of K and V expect the bytes of one block's halves."""
+    loads = re.findall(r"mbarrier\.arrive\.expect_tx\.shared\.b64 \t?%rd\d+, \[[^\]]*\], (%r\d+);", ptx)
+    for register in loads[1:]:
+        ptx = re.sub(rf"(mov\.b32 \t?{register}, )(\d+);", lambda m: f"{m.group(1)}{int(m.group(2)) // 2};", ptx)
+    return ptx
+
+
+def freed_early(ptx: str) -> str:
+    """Blocks do not meet before tensor memory is freed."""
+    at = ptx.rindex("barrier.cluster.arrive")
+    return ptx[:at] + ptx[at:].replace("barrier.cluster.arrive;", "").replace("barrier.cluster.wait;", "")
+
+
+FAULTS = {
+    "a commit reaches one block": (one_block, {"deadlock"}),
+    "the partner's weights are not waited for": (own_weights, {"tcgen05-order", "stale-read", "mbarrier", "overwrite"}),
+    "the partner's half of K is not waited for": (own_keys, {"stale-read", "uninitialised-memory", "mbarrier", "overwrite", "deadlock"}),
+    "tensor memory is freed while the partner multiplies": (freed_early, {"tmem", "tcgen05-order", "deadlock"}),
+}
+
+
+@pytest.fixture(scope="module")
+def made():
+    kernel = kernel_for("dim 256", 1)
+    return kernel, compile_to_emulate(kernel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_found(fault, made):
+    kernel, compiled = made
+    plant, kinds = FAULTS[fault]
+    results = emulate_calls(kernel, made=compiled, seeds=4, ptx=plant(compiled.compiled.__ptx__))
+    q, k, v, _ = make_inputs(kernel.attention, 1, 40, 130, 0, "cpu")
+    kernel(q, k, v)
+    assert results[-1].kinds & kinds, str(results[-1])
