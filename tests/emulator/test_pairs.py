@@ -17,14 +17,11 @@ from attncc.targets import get_target
 from tests.rotation import turn
 from tests.schedules import smaller
 
-SEEDS = 8
-CASES = (
-    ("dim 128", 2, 1, 300, 140),
-    ("dim qk = 192, v = 128", 1, 1, 40, 290),
-    ("dim 256", 2, 1, 140, 200),
-)
-"""Head dims, query heads, multiprocessors for each pair of them, queries and keys. d128: the blocks work on several query tiles, two pairs of
-them, of which the last has rows only in its first block... the others on one."""
+CASES = (("dim 128", 2, 140, 130, 4), ("dim qk = 192, v = 128", 1, 40, 290, 8), ("dim 256", 2, 140, 200, 8))
+"""Head dims, query heads, queries, keys, interleavings. On two multiprocessors: at d128 a pair works on the tiles of two heads, one after the other,
+of each of which the second block has no rows. (All with eight interleavings, and other lengths: docs/verified.md.)"""
+TURNS = 4
+"""Of the cases and the planted faults one part runs a day."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,11 +38,13 @@ def kernel_for(dims: str, heads: int) -> Kernel:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", turn(CASES, 3), ids=lambda case: case[0])
+@pytest.mark.parametrize("case", turn((*CASES, None), TURNS), ids=str)
 def test_right_in_eight_interleavings(case):
-    dims, heads, _, seq_q, seq_kv = case
+    if case is None:
+        pytest.skip("it is the turn of the planted faults")
+    dims, heads, seq_q, seq_kv, seeds = case
     kernel = kernel_for(dims, heads)
-    results = emulate_calls(kernel, seeds=SEEDS)
+    results = emulate_calls(kernel, seeds=seeds)
     a = kernel.attention
     q, k, v, _ = make_inputs(a, 1, seq_q, seq_kv, 0, "cpu")
     out = torch.full((*q.shape[:3], v.shape[-1]), torch.nan, dtype=q.dtype)
@@ -108,11 +107,11 @@ def made():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS if turn((*CASES, None), TURNS)[-1] is None else ())
 def test_planted_faults_are_found(fault, made):
     kernel, compiled = made
     plant, kinds = FAULTS[fault]
-    results = emulate_calls(kernel, made=compiled, seeds=4, ptx=plant(compiled.compiled.__ptx__))
+    results = emulate_calls(kernel, made=compiled, seeds=2, ptx=plant(compiled.compiled.__ptx__))
     q, k, v, _ = make_inputs(kernel.attention, 1, 40, 130, 0, "cpu")
     kernel(q, k, v)
     assert results[-1].kinds & kinds, str(results[-1])

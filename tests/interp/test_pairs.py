@@ -17,10 +17,11 @@ from attncc.ir.expr import ONE, ZERO, const, mul, var
 from attncc.ir.schedule_ops import operations
 from attncc.ir.text import format_program, parse_program
 from attncc.targets import get_target
+from tests.rotation import turn
 from tests.schedules import attention, change, drop, paired, with_channel
 
-LITTLE = 44 * 1024
-"""Shared memory in which the output of 256 rows lies over Q, so that blocks work on one tile each."""
+LITTLE = 22 * 1024
+"""Shared memory in which the output of 128 rows lies over Q, so that blocks work on one tile each."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,25 +49,34 @@ def test_the_text_says_what_a_pair_is():
     assert [c.name for c in s.channels if not c.pair] == ["FACTOR"], "softmax and correction of a block are its own affair"
 
 
-@pytest.mark.parametrize("lengths", ((1, 129), (129, 1), (300, 257), (257, 127), (70, 0), (600, 64)), ids=str)
+@pytest.mark.parametrize("lengths", ((1, 129), (300, 257), (257, 1), (70, 0)), ids=str)
 def test_pairs_give_the_reference(lengths):
     """An odd number of query tiles leaves the second block of the last pair without rows."""
-    for seed, kwargs in enumerate(({"shared": 26 * 1024}, {"tile_m": 256, "shared": LITTLE}, {"sms": 2}, {"sms": 3, "tile_m": 256})):
+    for seed, kwargs in enumerate(({"shared": LITTLE}, {"tile_m": 256, "shared": 36 * 1024}, {"sms": 2}, {"sms": 3, "tile_m": 256})):
         s = paired("dense", **kwargs)
         assert (s.grid[1] is ONE) == ("sms" in kwargs), "one tile to a block where the output lies over Q"
         run(s, "dense", *lengths, seed=seed)
 
 
-def test_a_hundred_interleavings():
-    for seed in range(50):
-        run(paired("dense", shared=26 * 1024), "dense", 140, 330, seed=seed)
+def every_interleaving():
+    """Of one part and one key tile: both blocks' roles, and all that goes between them."""
+    found = explore(paired("dense", shared=LITTLE), 1, 256, 64)
+    assert found.complete and found.states > 1000
+
+
+def interleavings_of_one_tile():
+    for seed in range(40):
+        run(paired("dense", shared=LITTLE), "dense", 140, 330, seed=seed)
+
+
+def interleavings_of_several_tiles():
+    for seed in range(30):
         run(paired("dense", sms=2), "dense", 300, 200, seed=seed)
 
 
-def test_every_interleaving_of_a_short_pair():
-    """Of one part and one key tile: both blocks' roles, and all that goes between them."""
-    found = explore(paired("dense", shared=26 * 1024), 1, 256, 64)
-    assert found.complete and found.states > 1000
+@pytest.mark.parametrize("check", turn((every_interleaving, interleavings_of_one_tile, interleavings_of_several_tiles), 3))
+def test_interleavings(check):
+    check()
 
 
 def alone(name):
@@ -102,7 +112,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_found(fault):
     plant, kinds = FAULTS[fault]
-    s = plant(paired("dense", shared=26 * 1024))
+    s = plant(paired("dense", shared=LITTLE))
     q, k, v, inputs = make_inputs(attention("dense"), 1, 256, 330)
     with pytest.raises(Fault) as found:
         for seed in range(8):
@@ -113,11 +123,11 @@ def test_planted_faults_are_found(fault):
 @pytest.mark.parametrize("tensor", ("k", "v"))
 def test_the_wrong_half_gives_wrong_numbers(tensor):
     with pytest.raises(AssertionError):
-        run(same_half(tensor)(paired("dense", shared=26 * 1024)), "dense", 256, 330)
+        run(same_half(tensor)(paired("dense", shared=LITTLE)), "dense", 256, 330)
 
 
 def test_the_checker_knows_pairs():
-    target, s = get_target("blackwell"), paired("dense", shared=26 * 1024)
+    target, s = get_target("blackwell"), paired("dense", shared=LITTLE)
     check_schedule(s, target)
     wrong = {
         "not for a pair": with_channel(s, "TP", pair=False),

@@ -103,6 +103,7 @@ def test_before_and_after_run_alike(item):
     for s in before_and_after(*item):
         assert parse_program(format_program(s)) == s
         name = "packed" if s.attention.packed else s.attention.name
+        s = drain_rings(s) if s.cluster > 1 and not any(r.body[-1] == l3.Drain("V") for r in s.roles) else s  # it comes after all others
         check_numbers(s, name, 130, 200)
         check_numbers(s, name, 200, 70)
 
@@ -264,7 +265,7 @@ def test_blocks_work_in_pairs_only_where_that_gains():
     """Long rows whose keys are all kept: not with a mask, not where issue slots or the special function unit are the limit, not packed."""
     cases = {
         "dim 128": True, "dim 256": True, "dim qk = 192, v = 128": True, "dim 128\n reduction sigmoid": True,
-        "dim 64": False, "dim 96": False, "dim 128\n mask kv_idx <= q_idx + off": False, "dim 128\n score 30 * tanh(qk / 30)": False,
+        "dim 64": False, "dim 96": False, "dim 128\n mask kv_idx <= q_idx + off": False, "dim 128\n score softcap(30.0)": False,
     }  # fmt: skip
     for text, gains in cases.items():
         s = lower(load(f"attention a {{ heads q = 2, kv = 1\n dtype bf16\n {text} }}"), TARGETS["blackwell"]).schedule
