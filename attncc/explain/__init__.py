@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attncc.diagnostics import did_you_mean, fail
-from attncc.explain.report import report
+from attncc.explain.report import Measured, report
 from attncc.explain.work import Shape
 from attncc.ir.text import format_program
 from attncc.stages import Stages
@@ -12,10 +12,10 @@ USUAL = Shape(1, 4096, 4096)
 STAGES = ("L1", "L2", "L3", "kernel")
 
 
-def explain(stages: Stages, stage: str | None = None, shape: Shape = USUAL) -> str:
-    """The report for calls of `shape`; with `stage` "L1", "L2" or "L3" that level's text, with "kernel" the generated file."""
+def explain(stages: Stages, stage: str | None = None, shape: Shape = USUAL, measured: Measured | None = None) -> str:
+    """The report for calls of `shape`, with the time `measured` for them if given; with `stage` "L1", "L2" or "L3" that level's text, with "kernel" the generated file."""
     if stage is None:
-        return report(stages, shape)
+        return report(stages, shape, measured)
     texts = {
         "L1": lambda: format_program(stages.attention),
         "L2": lambda: format_program(stages.tile),
@@ -32,4 +32,4 @@ def explain(stages: Stages, stage: str | None = None, shape: Shape = USUAL) -> s
     return texts[key]().rstrip("\n")
 
 
-__all__ = ["STAGES", "Shape", "explain"]
+__all__ = ["STAGES", "Measured", "Shape", "explain"]

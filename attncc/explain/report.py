@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from attncc.explain.work import Shape, Work, predict, scaled, share, tiles_of_block, work
 from attncc.formats import bytes_of
 from attncc.ir.attention import Attention
@@ -23,7 +25,15 @@ LIMITS = {
 UNITS = {unit: f"of {name}" for unit, name in LIMITS.items()}
 
 
-def report(stages: Stages, shape: Shape) -> str:
+@dataclass(frozen=True)
+class Measured:
+    """The time of one call in seconds, on `device`."""
+
+    seconds: float
+    device: str
+
+
+def report(stages: Stages, shape: Shape, measured: Measured | None = None) -> str:
     """The whole report for calls of `shape`."""
     done = work(stages.tile, shape)
     parts = [
@@ -32,7 +42,7 @@ def report(stages: Stages, shape: Shape) -> str:
         _remarks(stages),
         _schedule(stages.schedule, stages.target.title),
         _classes(stages.tile, shape, done),
-        _bounds(stages, shape, done),
+        _bounds(stages, shape, done, measured),
     ]
     return "\n\n".join(p for p in parts if p)
 
@@ -126,7 +136,17 @@ def _several(schedule: Schedule) -> str:
     return "" if kind == ALONE else f"; query tiles of each: {kind}"
 
 
-def _bounds(stages: Stages, shape: Shape, done: Work) -> str:
+def _beside(measured: Measured | None, predicted: float, flops: int) -> list[str]:
+    """The measured time, and how far the predicted one is from it."""
+    if measured is None:
+        return []
+    off = 100 * (predicted / measured.seconds - 1)
+    return [
+        f"measured   {1e6 * measured.seconds:.1f} us, {flops / measured.seconds / 1e12:.0f} TFLOP/s on {measured.device}: the prediction is off by {off:+.0f} %"
+    ]
+
+
+def _bounds(stages: Stages, shape: Shape, done: Work, measured: Measured | None) -> str:
     e = predict(stages.schedule, stages.target, shape, done)
     lines = [
         f"flops      {scaled(done.flops, 'flop')} for the {share(done.kept, done.run)} of the pairs in running tiles that are kept",
@@ -140,6 +160,7 @@ def _bounds(stages: Stages, shape: Shape, done: Work) -> str:
         ),
         f"{'':<10} {e.period.total:8.0f} for one key tile of a block, with what cannot overlap",
         f"predicted  {1e6 * e.seconds:.1f} us, {e.tflops:.0f} TFLOP/s, limited by {LIMITS.get(e.limit, e.limit)}",
+        *_beside(measured, e.seconds, done.flops),
         *_accuracy(stages.target),
     ]
     return _section(f"work and limits on {stages.target.title} (a model: {stages.target.rates.source})", lines)

@@ -111,7 +111,7 @@ def _tiles() -> str:
 
 def _tile(a: Attention, target: Target) -> str:
     t = choose_tiles(a, target)
-    size = shared_memory(target, a.dim_qk, a.dim_v, a.dtype, t.tile_m, t.tile_n, t.stages)
+    size = shared_memory(target, a.dim_qk, a.dim_v, a.dtype, t.tile_m, t.tile_n, t.stages, t.pair)
     resident = resident_blocks(a, target, t)
     return f"{t.tile_m}x{t.tile_n}, {t.groups}x{t.group_rows}, {t.stages}, {size // 1024} KiB, {resident}"
 

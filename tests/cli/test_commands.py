@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import attncc as package
+from attncc.explain import Measured, Shape, explain
+
 
 def test_check(attncc):
     r = attncc("check", "little.attn")
@@ -44,6 +47,16 @@ def test_explain_reports(attncc):
     assert r.status == 0
     for part in ("passes", "schedule for", "batch 2, 300 queries, 500 keys", "skipped", "flops", "predicted"):
         assert part in r.out
+
+
+def test_explain_puts_a_measured_time_beside_the_predicted_one():
+    stages = package.compile("attention plain { heads q = 2, kv = 1\n dim 64\n dtype bf16 }", target="hopper").stages()
+    lines = explain(stages, shape=Shape(1, 512, 512), measured=Measured(40e-6, "a GPU")).splitlines()
+    (predicted,) = [line for line in lines if "predicted" in line]
+    (measured,) = [line for line in lines if "measured  " in line]
+    seconds = float(predicted.split()[1])
+    assert "40.0 us" in measured and "on a GPU" in measured and f"off by {100 * (seconds / 40 - 1):+.0f} %" in measured
+    assert lines.index(measured) == lines.index(predicted) + 1
 
 
 def test_draw_writes_svg(attncc, tmp_path):

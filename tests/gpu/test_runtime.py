@@ -341,6 +341,8 @@ def test_the_commands_on_a_device(tmp_path, capfd):
     assert cli.run(["run", str(tmp_path / "plain.attn"), "--shape", "2x300x300"]) == 0
     out = capfd.readouterr().out
     assert "TFLOP/s" in out and "against the float64 reference" in out
+    assert cli.run(["explain", str(tmp_path / "plain.attn"), "--shape", "1x512x512"]) == 0
+    assert "TFLOP/s on NVIDIA" in capfd.readouterr().out, "the measured time, beside the predicted one"
     assert (
         cli.run(["bench", str(tmp_path / "plain.attn"), "--shape", "1x512x512", "--json", str(tmp_path / "b.json")])
         == 0
