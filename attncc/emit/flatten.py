@@ -205,6 +205,7 @@ class Flattener:
         place = (self.step(l3.Place()),) if stands else ()
         scores = [m.cols for m in mmas if m.transposed]
         used = channels_of(role)
+        self.phases = phases_of(self.schedule, role, used)
         return RoleView(
             name=role.name,
             macro=role_macro(self.schedule, role),
@@ -220,7 +221,7 @@ class Flattener:
             products=tuple(Step(f"product_{m.a_space}", dataclasses.asdict(m)) for m in mmas),
             registers=self.registers(role, mmas),
             channels=tuple(c for c in self.channels.values() if c.name in used and c.tensor),
-            phases=phases_of(self.schedule, role, used),
+            phases=self.phases,
         )
 
     def mmas(self, role: Role) -> tuple[MmaView, ...]:
@@ -326,11 +327,16 @@ class Flattener:
         return "if_", {}
 
     def on_channel(self, macro: str, op):
-        """Private rings and rings that products complete have macros of their own; `cell` is the ring's place in the phases."""
+        """Private rings and rings that products complete have macros of their own; `bit` is the ring's place in the phases."""
         channel = self.channels[op.channel]
         private = "" if channel.tensor else "_private"
         products = "_products" if self.issues and macro in ("commit", "release") else ""
-        return f"{macro}{private}{products}", {"channel": channel, "cell": "group" if self.in_parts else "0"}
+        return f"{macro}{private}{products}", {"channel": channel, "bit": self.phase_bit(op.channel)}
+
+    def phase_bit(self, channel: str) -> str:
+        """Where the role's phase in its ring of a private channel stands, of the part at hand where it works on all."""
+        first = next((str(phase.first) for phase in self.phases if phase.name == channel), "")
+        return f"{first} + group" if self.in_parts else first
 
     def view_for_parts(self, op):
         self.in_parts = True
