@@ -75,6 +75,7 @@ def view_of(schedule: Schedule) -> View:
         channels=tuple(c for c in builder.channels.values() if c.tensor),
         barriers=tuple(builder.barriers.values()),
         prelude=builder.prelude(),
+        passed=builder.passed(),
         sizes=Step(f"sizes_{builder.layout}", {}),
         lengths=builder.lengths(),
         output=builder.place_of("o")["seen"],
@@ -184,9 +185,18 @@ class Flattener:
             number += b.copies
         yield "block", BarrierView("block", 0, 1, self.schedule.threads)
 
+    def is_passed(self, op: Let) -> bool:
+        """Whether the host makes a let of the prelude: where roles share few registers with what they keep from tile to tile, and none is the
+        block's own. It knows the numbers of tiles."""
+        dealt = any(isinstance(o, l3.Place) for o in all_operations(self.schedule))
+        return self.owns_rows and dealt and op.name not in ("q_tiles", "kv_tiles")
+
+    def passed(self) -> tuple[Step, ...]:
+        return tuple(self.step(op) for op in self.schedule.prelude if self.is_passed(op))
+
     def prelude(self) -> tuple[Step, ...]:
         """The schedule's prelude, and `hkv` when neither it nor a role binds it."""
-        ops = self.schedule.prelude
+        ops = tuple(op for op in self.schedule.prelude if not self.is_passed(op))
         if "hkv" not in {op.name for op in all_operations(self.schedule) if isinstance(op, l3.Let)}:
             ops = (*ops, Let("hkv", floordiv(var("h"), const(self.schedule.attention.group))))
         return tuple(self.step(op) for op in ops)

@@ -246,6 +246,8 @@ class View:
     """Columns of tensor memory to allocate: a power of two."""
     issuer: int = 0
     """The warp that issues products into tensor memory."""
+    passed: tuple[Step, ...] = ()
+    """Lets of the prelude that the host makes and passes, so that they take no registers: where blocks work on several query tiles."""
 
     @property
     def owners(self) -> tuple[SharedTile, ...]:
