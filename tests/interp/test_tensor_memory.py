@@ -131,17 +131,16 @@ def test_blocks_that_work_on_several_tiles(name, place):
 
 
 @pytest.mark.parametrize("place", SEVERAL, ids=lambda place: place[0])
-def test_forty_interleavings_of_several_tiles(place):
-    for seed in range(40):
+def test_twenty_interleavings_of_several_tiles(place):
+    for seed in range(20):
         run(schedule("causal", TARGET, sms=1, shared=place[1]), "causal", 260, 130, seed=seed)
 
 
 @pytest.mark.parametrize("place", SEVERAL, ids=lambda place: place[0])
-@pytest.mark.parametrize(("name", "sizes"), (("causal", (256, 128)), ("dense", (128, 64))))
-def test_every_interleaving_of_several_work_tiles(name, sizes, place):
-    """Two or four, of one part."""
+def test_every_interleaving_of_several_work_tiles(place):
+    """Four, of one part."""
     shared = place[1] and 30 * 1024
-    found = explore(schedule(name, TARGET, tile_m=128, sms=1, shared=shared), 1, *sizes)
+    found = explore(schedule("causal", TARGET, tile_m=128, sms=1, shared=shared), 1, 256, 128)
     assert found.complete and found.states > 1000
 
 

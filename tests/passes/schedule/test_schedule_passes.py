@@ -251,6 +251,14 @@ def test_tiles_are_dealt_beforehand_only_where_costs_are_steady(name, several):
     assert not any(isinstance(op, l3.Place) for role in schedule(name, "hopper").roles for op in operations(role.body))
 
 
+@pytest.mark.parametrize(("name", "more"), (("narrow", {"tile_m": 192}), ("wide", {"small": False})), ids=str)
+def test_several_tiles_of_a_block_run_right(name, more):
+    """On two multiprocessors, so that short calls have several: the output apart and over Q, tiles without keys among them."""
+    s = schedule(name, "hopper", sms=2, **more)
+    check_numbers(s, name, 700, 257)
+    check_numbers(s, name, 500, 130)
+
+
 def test_the_output_takes_the_room_of_a_third_stage_unless_a_hint_asked_for_it():
     text = "attention a {{ heads q = 2, kv = 1\n dim {}\n dtype bf16\n {} }}"
     found = []
