@@ -5,7 +5,7 @@ from __future__ import annotations
 from attncc.diagnostics import Diagnostic
 from attncc.ir.attention import Attention
 from attncc.targets.target import Target
-from attncc.targets.tiles import candidates, no_tile, smallest
+from attncc.targets.tiles import has_tile, no_tile
 
 
 def refuse(attention: Attention, target: Target) -> list[Diagnostic]:
@@ -14,7 +14,7 @@ def refuse(attention: Attention, target: Target) -> list[Diagnostic]:
     E403 no tile fits, E404 head dim, E405 element type.
     """
     found = [*_dtype(attention, target), *_dims(attention, target)]
-    if not found and not (candidates(attention, target) or smallest(attention, target)):
+    if not found and not has_tile(attention, target):
         found.append(no_tile(attention, target))
     return found
 

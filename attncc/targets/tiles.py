@@ -27,29 +27,33 @@ MODEL_ERROR = 0.015
 
 def choose_tiles(attention: Attention, target: Target) -> Tiles:
     """The tiles for `attention`; hints of its `target` statement are kept to. AttnError E403 when a hint cannot be met."""
-    found = candidates(attention, target) or smallest(attention, target)
-    if not found:
+    found = measured(attention, target) or paired_tiles(attention, target) or _alone(attention, target)
+    if found is None:
         raise AttnError(no_tile(attention, target))
-    known = measured(attention, target)
-    if known:
-        return known
-    alone = _best(found, attention, target)
-    return paired_tiles(attention, target, alone) or alone
+    return found
 
 
-def paired_tiles(attention: Attention, target: Target, alone: Tiles | None = None) -> Tiles | None:
+def paired_tiles(attention: Attention, target: Target) -> Tiles | None:
     """The tiles for two blocks that work together on neighbouring query tiles, where that gains `PAIR_GAIN` beside the best tiles of blocks
-    that work `alone`; None elsewhere. All query tiles of a head must have as many key tiles, and lie side by side."""
+    that work alone, or those hold no tile of the hints; None elsewhere. All query tiles of a head must have as many key tiles, and lie side by side."""
     dims = target.pad(attention.dim_qk), target.pad(attention.dim_v)
     if not target.has("mma_pairs") or attention.packed or attention.mask is not TRUE or min(dims) < PAIR_DIM:
         return None
-    alone = alone or _best(candidates(attention, target), attention, target)
-    found = candidates(attention, target, pair=True)
-    if alone is None or not found:
-        return None
-    best = _best(found, attention, target)
+    alone = _best(candidates(attention, target), attention, target)
+    best = _best(candidates(attention, target, pair=True), attention, target)
+    if best is None or alone is None:
+        return best
     gains = cost_per_row(attention, target, best) <= (1.0 - PAIR_GAIN) * cost_per_row(attention, target, alone)
     return best if gains else None
+
+
+def _alone(attention: Attention, target: Target) -> Tiles | None:
+    return _best(candidates(attention, target) or smallest(attention, target), attention, target)
+
+
+def has_tile(attention: Attention, target: Target) -> bool:
+    """Whether any tile fits, with the hints of its `target` statement."""
+    return bool(candidates(attention, target) or smallest(attention, target) or paired_tiles(attention, target))
 
 
 def _best(found: tuple[Tiles, ...], attention: Attention, target: Target) -> Tiles | None:
