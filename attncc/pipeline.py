@@ -84,6 +84,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         share_columns,
         roll_masks,
         share_exponentials,
+        persistent_blocks,
         budget_registers,
         skip_missing_tiles,
     ),

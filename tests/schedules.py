@@ -13,7 +13,7 @@ from attncc.ir.schedule_ops import rewrite
 from attncc.lower import load
 from attncc.lower.attention_to_tile import lower_attention_to_tile
 from attncc.lower.tile_to_schedule import lower_tile_to_schedule
-from attncc.targets import TARGETS
+from attncc.targets import TARGETS, Target
 from attncc.targets.tiles import choose_tiles
 
 HEAD = "heads q = 2, kv = 1\n    dim 32\n    dtype bf16\n"
@@ -41,11 +41,13 @@ def attention(name: str) -> Attention:
 
 @cache
 def schedule(
-    name: str, target: str, without: tuple[str, ...] = (), until: str | None = None, small: bool = True, tile_m: int | None = None
-) -> l3.Schedule:
+    name: str, target: str, without: tuple[str, ...] = (), until: str | None = None, small: bool = True, tile_m: int | None = None,
+    sms: int | None = None, shared: int | None = None,
+) -> l3.Schedule:  # fmt: skip
     """The schedule of an attention, with passes left out, or only those before `until`. `small` takes the tiles of TILES,
-    with `tile_m` rows if given."""
-    chosen = TARGETS[target]
+    with `tile_m` rows if given. With few `sms` blocks work on several query tiles of short calls too; with little
+    `shared` memory the output lies over Q."""
+    chosen = smaller(TARGETS[target], sms, shared)
     a = attention(name)
     tiles = choose_tiles(a, chosen)
     usual_m, tile_n = TILES[target] if small else (tiles.tile_m, tiles.tile_n)
@@ -56,6 +58,12 @@ def schedule(
         passes = passes[: [p.__name__ for p in passes].index(until)]
     passes = tuple(p for p in passes if p.__name__ not in without)
     return pipeline.run_passes(lower_tile_to_schedule(program, chosen), passes, pipeline.CHECKS["L3"], chosen)
+
+
+def smaller(target: Target, sms: int | None = None, shared: int | None = None) -> Target:
+    """`target` of a GPU with that many multiprocessors and that much shared memory; as it is where None."""
+    rates = target.rates if sms is None else dataclasses.replace(target.rates, sms=sms)
+    return dataclasses.replace(target, rates=rates, shared_limit=shared or target.shared_limit)
 
 
 def change(s: l3.Schedule, role: str, rule) -> l3.Schedule:

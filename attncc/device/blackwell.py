@@ -97,16 +97,16 @@ def init_link(link, parts: int, full: int, empty: int):
         cute.arch.mbarrier_init(link + parts + i, empty)
 
 
-def phases(count: int, start: int):
-    """A role's phase in each of `count` private rings of one stage."""
-    out = cute.make_rmem_tensor((count,), Int32)
+def phases(start: int):
+    """A role's phases in its private rings of one stage, a bit for each: in one register, since blocks keep them from tile to tile."""
+    out = cute.make_rmem_tensor((1,), Int32)
     out.fill(start)
     return out
 
 
-def wait_link(link, part, phase, cell: int):
+def wait_link(link, part, phase, bit: int):
     """Waits for a barrier of a private ring, in the role's phase."""
-    cute.arch.mbarrier_wait(link + part, phase[cell])
+    cute.arch.mbarrier_wait(link + part, (phase[0] >> bit) & 1)
 
 
 def arrive_link(link, part):
@@ -116,9 +116,9 @@ def arrive_link(link, part):
         cute.arch.mbarrier_arrive(link + part)
 
 
-def turn(phase, cell: int):
+def turn(phase, bit: int):
     """The ring's next round."""
-    phase[cell] = phase[cell] ^ 1
+    phase[0] = phase[0] ^ (1 << bit)
 
 
 def allocate_tensor_memory(holder, columns: int):
@@ -248,13 +248,11 @@ def stage_rows(tile, memory, column, cols: int, factor, part: int, thread):
 
 
 @cute.jit
-def store_tile(atom, sides, box, copy, warp_in_group):
-    """The group's first warp stores copy `copy` of a shared tile to box `box`, and waits until it has been read."""
-    shared, target = sides
+def release_stored(ring, at, stages: int, warp_in_group):
+    """A group's arrival that a stage may be written again: by the warp that has waited for the stores from its memory."""
     if warp_in_group == 0:
-        cute.copy(atom, shared[None, copy], target[None, box])
-        cute.arch.cp_async_bulk_commit_group()
-        cute.arch.cp_async_bulk_wait_group(0, read=True)
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive(ring + stages + at.index)
 
 
 def vector(memory, count: int):

@@ -8,7 +8,7 @@ in pairs (FFMA2, FADD2).
 from cutlass import Float32, Int32, cute, range_constexpr
 
 from attncc.device import arith, softmax
-from attncc.device.softmax import no_lse, sequence, values, weigh  # noqa: F401
+from attncc.device.softmax import VANISHING, WEIGHTS, no_lse, sequence, values  # noqa: F401
 
 LN_2 = softmax.LN_2
 ROWS = 128
@@ -70,6 +70,16 @@ def weights(scores, row_max, row_sum, correction, multiplier: float, first: bool
     shift, scale = _base(row_max[0], guard) * Float32(-multiplier), Float32(multiplier)
     before = None if first else (row_sum[0] * correction[0], Float32(0.0))
     row_sum[0] = _weigh_pairs(scores, scale, shift, before, polynomial)
+
+
+def weigh(scores, kind: str, multiplier: float):
+    """Unnormalised weights in place: kind(multiplier * x), and 0 where x is -inf; products two by two."""
+    function, scale = WEIGHTS[kind], Float32(multiplier)
+    for c in range(0, cute.size(scores, mode=[1]), 2):
+        pair = (scores[0, c], scores[0, c + 1])
+        for i, product in enumerate(cute.arch.mul_packed_f32x2(pair, (scale, scale))):
+            weight = function(product)
+            scores[0, c + i] = weight if kind in VANISHING else arith.select(pair[i] == -Float32.inf, Float32(0.0), weight)
 
 
 def _weigh_pairs(scores, scale, shift, before, polynomial: int):

@@ -75,6 +75,7 @@ def view_of(schedule: Schedule) -> View:
         channels=tuple(c for c in builder.channels.values() if c.tensor),
         barriers=tuple(builder.barriers.values()),
         prelude=builder.prelude(),
+        passed=builder.passed(),
         sizes=Step(f"sizes_{builder.layout}", {}),
         lengths=builder.lengths(),
         output=builder.place_of("o")["seen"],
@@ -184,9 +185,18 @@ class Flattener:
             number += b.copies
         yield "block", BarrierView("block", 0, 1, self.schedule.threads)
 
+    def is_passed(self, op: Let) -> bool:
+        """Whether the host makes a let of the prelude: where roles share few registers with what they keep from tile to tile, and none is the
+        block's own. It knows the numbers of tiles."""
+        dealt = any(isinstance(o, l3.Place) for o in all_operations(self.schedule))
+        return self.owns_rows and dealt and op.name not in ("q_tiles", "kv_tiles")
+
+    def passed(self) -> tuple[Step, ...]:
+        return tuple(self.step(op) for op in self.schedule.prelude if self.is_passed(op))
+
     def prelude(self) -> tuple[Step, ...]:
         """The schedule's prelude, and `hkv` when neither it nor a role binds it."""
-        ops = self.schedule.prelude
+        ops = tuple(op for op in self.schedule.prelude if not self.is_passed(op))
         if "hkv" not in {op.name for op in all_operations(self.schedule) if isinstance(op, l3.Let)}:
             ops = (*ops, Let("hkv", floordiv(var("h"), const(self.schedule.attention.group))))
         return tuple(self.step(op) for op in ops)
@@ -205,6 +215,7 @@ class Flattener:
         place = (self.step(l3.Place()),) if stands else ()
         scores = [m.cols for m in mmas if m.transposed]
         used = channels_of(role)
+        self.phases = phases_of(self.schedule, role, used)
         return RoleView(
             name=role.name,
             macro=role_macro(self.schedule, role),
@@ -220,7 +231,7 @@ class Flattener:
             products=tuple(Step(f"product_{m.a_space}", dataclasses.asdict(m)) for m in mmas),
             registers=self.registers(role, mmas),
             channels=tuple(c for c in self.channels.values() if c.name in used and c.tensor),
-            phases=phases_of(self.schedule, role, used),
+            phases=self.phases,
         )
 
     def mmas(self, role: Role) -> tuple[MmaView, ...]:
@@ -326,11 +337,16 @@ class Flattener:
         return "if_", {}
 
     def on_channel(self, macro: str, op):
-        """Private rings and rings that products complete have macros of their own; `cell` is the ring's place in the phases."""
+        """Private rings and rings that products complete have macros of their own; `bit` is the ring's place in the phases."""
         channel = self.channels[op.channel]
         private = "" if channel.tensor else "_private"
         products = "_products" if self.issues and macro in ("commit", "release") else ""
-        return f"{macro}{private}{products}", {"channel": channel, "cell": "group" if self.in_parts else "0"}
+        return f"{macro}{private}{products}", {"channel": channel, "bit": self.phase_bit(op.channel)}
+
+    def phase_bit(self, channel: str) -> str:
+        """Where the role's phase in its ring of a private channel stands, of the part at hand where it works on all."""
+        first = next((str(phase.first) for phase in self.phases if phase.name == channel), "")
+        return f"{first} + group" if self.in_parts else first
 
     def view_for_parts(self, op):
         self.in_parts = True

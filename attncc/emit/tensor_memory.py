@@ -54,7 +54,7 @@ def phases_of(schedule: Schedule, role: Role, used: set[str]) -> tuple[PhaseView
     """A role of several groups is in one ring of each private channel, others are in the rings of all parts."""
     count = 1 if role.rows_per_group else parts(schedule)
     links = [c for c in schedule.channels if c.private and c.name in used]
-    return tuple(PhaseView(c.name, count, int(c.producer == role.name)) for c in links)
+    return tuple(PhaseView(c.name, i * count, count, int(c.producer == role.name)) for i, c in enumerate(links))
 
 
 def tensor_view(schedule: Schedule, channels: dict[str, ChannelView]) -> dict[str, object]:

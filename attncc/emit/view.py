@@ -138,11 +138,18 @@ class MmaView:
 
 @dataclass(frozen=True)
 class PhaseView:
-    """A role's place in private rings: phases of `count` of them, `start` at first."""
+    """A role's place in the private rings of a channel: bits from `first` on of its phases, one for each of `count` rings, `start` at first."""
 
     name: str
+    first: int
     count: int
     start: int
+
+    @property
+    def bits(self) -> str:
+        """For a comment: ` 3` or `s 2 and 3`."""
+        numbers = range(self.first, self.first + self.count)
+        return f" {self.first}" if self.count == 1 else f"s {' and '.join(map(str, numbers))}"
 
 
 @dataclass(frozen=True)
@@ -171,9 +178,15 @@ class RoleView:
     phases: tuple[PhaseView, ...] = ()
 
     @property
+    def first_phases(self) -> int:
+        """The role's phases in all its private rings at first, as bits of a number."""
+        return sum(phase.start << bit for phase in self.phases for bit in range(phase.first, phase.first + phase.count))
+
+    @property
     def frame(self) -> Step:
         """The role's set-up and steps, for the macro of its kind."""
-        return Step(self.macro, {f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Step(self.macro, {**fields, "first_phases": self.first_phases})
 
 
 @dataclass(frozen=True)
@@ -233,6 +246,8 @@ class View:
     """Columns of tensor memory to allocate: a power of two."""
     issuer: int = 0
     """The warp that issues products into tensor memory."""
+    passed: tuple[Step, ...] = ()
+    """Lets of the prelude that the host makes and passes, so that they take no registers: where blocks work on several query tiles."""
 
     @property
     def owners(self) -> tuple[SharedTile, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attncc.explain.work import Shape, Work, predict, scaled, share, work
+from attncc.explain.work import Shape, Work, predict, scaled, share, tiles_of_block, work
 from attncc.formats import bytes_of
 from attncc.ir.attention import Attention
 from attncc.ir.schedule import Schedule
@@ -12,6 +12,7 @@ from attncc.ir.text import format_expr
 from attncc.ir.tile import TileProgram
 from attncc.stages import LEVELS, PassStep, Stages
 from attncc.targets import Target, model_accuracy
+from attncc.targets.model import ALONE
 
 WIDTH = 100
 LIMITS = {
@@ -100,7 +101,7 @@ def _schedule(s: Schedule, title: str) -> str:
         registers = f", {r.registers} registers a thread" if r.registers else ""
         groups = f" as {r.groups} groups of {r.rows_per_group} rows" if r.rows_per_group else ""
         lines.append(f"{r.name}: warps {r.first_warp} to {r.first_warp + r.warps - 1}{groups}{registers}")
-    lines += [f"channel {c.name}: {c.stages} stages, {c.kind}, {c.producer} to {c.consumer}" for c in s.channels]
+    lines += [f"channel {c.name}: {c.stages} stages, {c.kind}, {c.producer} to {' and '.join(c.consumers)}" for c in s.channels]
     return _section(f"schedule for {title}", lines)
 
 
@@ -129,6 +130,12 @@ def _accuracy(target: Target) -> list[str]:
     ]
 
 
+def _several(schedule: Schedule) -> str:
+    """What follows the number of blocks where each works on several query tiles."""
+    kind = tiles_of_block(schedule)
+    return "" if kind == ALONE else f"; query tiles of each: {kind}"
+
+
 def _beside(measured: Measured | None, predicted: float, flops: int) -> list[str]:
     """The measured time, and how far the predicted one is from it."""
     if measured is None:
@@ -145,7 +152,7 @@ def _bounds(stages: Stages, shape: Shape, done: Work, measured: Measured | None)
         f"flops      {scaled(done.flops, 'flop')} for the {share(done.kept, done.run)} of the pairs in running tiles that are kept",
         f"bytes      {scaled(done.moved, 'B')} between the SMs and the L2 cache; {scaled(done.least, 'B')} is the least from memory",
         f"I/O bound  {1e6 * done.least / (stages.target.rates.dram_gbps * 1e9):.1f} us at {stages.target.rates.dram_gbps:.0f} GB/s",
-        f"blocks     {e.blocks}, {e.blocks_per_sm} at a time on each of {stages.target.rates.sms} SMs",
+        f"blocks     {e.blocks}, {e.blocks_per_sm} at a time on each of {stages.target.rates.sms} SMs{_several(stages.schedule)}",
         *(
             f"{'cycles' if not i else '':<10} {getattr(e.period, unit):8.0f} {what}"
             for i, (unit, what) in enumerate(UNITS.items())

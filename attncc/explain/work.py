@@ -15,10 +15,12 @@ from attncc.interp.tile_classes import EMPTY, FULL, PARTIAL, tile_classes
 from attncc.ir import tile as l2
 from attncc.ir.attention import Attention
 from attncc.ir.expr import tensors, variables
-from attncc.ir.schedule import Schedule
+from attncc.ir.schedule import Place, Schedule
+from attncc.ir.schedule_ops import operations
+from attncc.ir.tile import SHARED
 from attncc.targets import Target
-from attncc.targets.fit import Tiles
-from attncc.targets.model import Estimate, estimate
+from attncc.targets.fit import tiles_of
+from attncc.targets.model import ALONE, APART, OVER_Q, Estimate, estimate
 
 CELLS_AT_ONCE = 1 << 24
 MOST_TILES = 1 << 23
@@ -184,11 +186,11 @@ def kept_pairs(a: Attention, batch: int, seq_q: int, seq_kv: int, inputs: dict, 
     return total
 
 
-def tiles_of(schedule: Schedule) -> Tiles:
-    """The shape of a kernel as the resource model takes it."""
-    worker = next(r for r in schedule.roles if r.rows_per_group)
-    stages = next((c.stages for c in schedule.channels if c.name == "K"), 1)
-    return Tiles(schedule.tile_m, schedule.tile_n, worker.groups, worker.rows_per_group, stages)
+def tiles_of_block(schedule: Schedule) -> str:
+    """How many query tiles a block works on, and where its output lies, in the resource model's words."""
+    if not any(isinstance(op, Place) for role in schedule.roles for op in operations(role.body)):
+        return ALONE
+    return OVER_Q if any(b.space == SHARED and b.alias for b in schedule.buffers) else APART
 
 
 def predict(schedule: Schedule, target: Target, shape: Shape, done: Work) -> Estimate:
@@ -197,7 +199,8 @@ def predict(schedule: Schedule, target: Target, shape: Shape, done: Work) -> Est
     cells = shape.batch * a.heads_q * shape.seq_q * shape.seq_kv
     visited = (done.partial + done.full) // max(1, shape.batch * a.heads_q)
     kept = done.kept / cells if cells else 0.0
-    return estimate(a, target, tiles_of(schedule), shape.batch, shape.seq_q, shape.seq_kv, kept, visited, score_cost(schedule, target))
+    sizes = shape.batch, shape.seq_q, shape.seq_kv
+    return estimate(a, target, tiles_of(schedule), *sizes, kept, visited, score_cost(schedule, target), tiles_of_block(schedule))
 
 
 def share(part: int, whole: int) -> str:

@@ -74,8 +74,10 @@ class _Own:
     """Register buffers that hold something."""
     unseen: frozenset[str] = frozenset()
     """Shared buffers written since the last Sync."""
-    storing: frozenset[str] = frozenset()
-    """Shared buffers that an asynchronous store may still read."""
+    storing: frozenset[tuple[str, int]] = frozenset()
+    """Shared buffers, and the part of each, that an asynchronous store may still read."""
+    reading: frozenset[str] = frozenset()
+    """Rings whose stage at hand is read by products into tensor memory: until its release, which takes effect when they are done."""
 
     def clone(self) -> _Own:
         new = _Own.__new__(_Own)
@@ -121,7 +123,7 @@ class Machine:
         self.barriers = {b.name: b for b in schedule.barriers}
         self.barriers[l3.BLOCK_BARRIER] = l3.Barrier(l3.BLOCK_BARRIER, schedule.threads)
         self.rings = dict(self._rings())
-        self.readers = {name: self._workers_of(c.consumer, part) for name, (c, part) in self.rings.items()}
+        self.readers = {name: tuple(w for role in c.consumers for w in self._workers_of(role, part)) for name, (c, part) in self.rings.items()}
         self.writers = {name: self._workers_of(c.producer, part) for name, (c, part) in self.rings.items()}
         self.own = [_Own() for _ in workers]
         self.stages = {name: [_Stage() for _ in range(c.stages)] for name, (c, _) in self.rings.items()}
@@ -213,7 +215,7 @@ class Machine:
         """Raises a Fault when something was left undone after every worker's last operation."""
         for i, (worker, own) in enumerate(zip(self.workers, self.own)):
             if own.storing:
-                raise Fault("unfinished", f"{worker.name} ends while {min(own.storing)} is being stored")
+                raise Fault("unfinished", f"{worker.name} ends while {min(own.storing)[0]} is being stored")
             if own.products:
                 raise Fault("unfinished", f"{worker.name} ends while a product into {own.products[0][0]} is unfinished")
             for name in own.acquired:
@@ -265,9 +267,15 @@ class Machine:
         if product:
             shared = tuple(p for p in (self._ring_position(i, n) for n in (op.a, op.b)) if p is not None)
             registers = tuple(n for n in (op.a, op.b) if self.buffers[n].space == REGISTER)
-            if op.asynchronous and self.buffers[op.dst].space != TENSOR:
+            if self.buffers[op.dst].space == TENSOR:
+                own.reading = own.reading.union(ring for ring, _ in shared)
+            elif op.asynchronous:
                 own.products = (*own.products, (op.dst, registers, shared))
         own.known = own.known.union(n for n in buffers_written(op) if self.buffers[n].space == REGISTER)
+
+    def is_storing(self, i: int, buffer: str) -> bool:
+        """Whether worker `i` has a store under way from a buffer's memory."""
+        return any(buffer in (name, self.buffers[name].alias) for name, _ in self.own[i].storing)
 
     def _ring_position(self, i: int, name: str) -> tuple[str, int] | None:
         channel = self.channel_of.get(name)
@@ -336,8 +344,10 @@ class Machine:
 
     def _write_shared(self, i: int, name: str) -> None:
         own, owner = self.own[i], self.buffers[name].alias
-        if name in own.storing:
+        if (name, self.part(i)) in own.storing:
             raise self.fail("overwritten", i, f"{name} is written while it is being stored")
+        if self.is_reused and any(self.channels[ring].buffer == owner for other in self.own for ring in other.reading):
+            raise self.fail("overwritten", i, f"{name} lies over {owner}, which products may still read")
         if self.is_reused and owner in self.channel_of and self.channel_of[owner].name not in own.waited:
             raise self.fail("overwritten", i, f"{name} lies over {owner}, whose next copy may be under way")
         for _, _, shared in own.products:
@@ -379,9 +389,9 @@ def _copy(m: Machine, i: int, op: l3.Copy):
             raise m.fail("overwritten", i, f"tile {position - channel.stages} of {op.channel} is still in use by {m.workers[r].name}")
         if any((op.channel, position - channel.stages) in shared for _, _, shared in m.own[r].products):
             raise m.fail("overwritten", i, f"an unfinished product of {m.workers[r].name} reads this stage of {op.channel}")
-    for r in m.readers[op.channel]:
-        if any(channel.buffer in (name, m.buffers[name].alias) for name in m.own[r].storing):
-            raise m.fail("overwritten", i, f"{m.workers[r].name} is storing from the memory of {channel.buffer}")
+    for r, worker in enumerate(m.workers):
+        if m.is_storing(r, channel.buffer):
+            raise m.fail("overwritten", i, f"{worker.name} is storing from the memory of {channel.buffer}")
     if channel.kind == "cp_async":
         for r in m.readers[op.channel]:
             if r != i and position >= channel.stages and stage.left.get(r, -1) >= own.meetings:
@@ -455,6 +465,8 @@ def _release(m: Machine, i: int, op: l3.Release):
     position = own.used.get(ring, 0)
     if any((ring, position) in shared for _, _, shared in own.products):
         raise m.fail("overwritten", i, f"{ring} is released while an unfinished product reads it")
+    if m.is_storing(i, channel.buffer):
+        raise m.fail("overwritten", i, f"{ring} is released while what lies over it is being stored")
     stage = m.stage(ring, position)
     if channel.kind == "cp_async":
         stage.left[i] = own.meetings
@@ -465,7 +477,7 @@ def _release(m: Machine, i: int, op: l3.Release):
         if stage.arrivals == channel.arrivals:
             stage.arrivals = 0
             stage.empty += 1
-    own.waited = own.waited - {ring}
+    own.waited, own.reading = own.waited - {ring}, own.reading - {ring}
     own.used[ring] = position + 1
     return True
 
@@ -514,7 +526,7 @@ def _mma_wait(m: Machine, i: int, op: l3.MmaWait):
 
 def _store(m: Machine, i: int, op: Store):
     if op.asynchronous:
-        m.own[i].storing = m.own[i].storing | {op.src}
+        m.own[i].storing = m.own[i].storing | {(op.src, m.part(i))}
     return True
 
 

@@ -158,8 +158,10 @@ class _Path:
         rows = self.schedule.tile_m // count
         for part in range(count):
             self.part = part
-            q_idx = env["q_tile"] * self.schedule.tile_m + part * rows + torch.arange(rows).view(1, -1, 1)
-            self.walk(op.body, {**env, l3.GROUP_VARIABLE: part, "q_idx": q_idx})
+            own = {l3.GROUP_VARIABLE: part}
+            if "q_tile" in env:  # not before the first work tile
+                own["q_idx"] = env["q_tile"] * self.schedule.tile_m + part * rows + torch.arange(rows).view(1, -1, 1)
+            self.walk(op.body, {**env, **own})
         self.part = before
 
     def bind(self, op, env: dict[str, object]) -> dict[str, object]:

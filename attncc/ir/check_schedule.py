@@ -89,8 +89,8 @@ def _barriers(s: l3.Schedule) -> Iterator[str]:
 def _channels(s: l3.Schedule) -> Iterator[str]:
     roles = {r.name: r for r in s.roles}
     for c in s.channels:
-        if c.kind not in l3.CHANNEL_KINDS or not {c.producer, c.consumer} <= set(roles):
-            yield f"channel {c.name}: kind {c.kind}, from {c.producer} to {c.consumer}"
+        if c.kind not in l3.CHANNEL_KINDS or not {c.producer, *c.consumers} <= set(roles):
+            yield f"channel {c.name}: kind {c.kind}, from {c.producer} to {' and '.join(c.consumers)}"
             continue
         buffer = next((b for b in s.buffers if b.name == c.buffer), None)
         if buffer is None or buffer.stages != c.stages or c.stages < 1:
@@ -98,7 +98,7 @@ def _channels(s: l3.Schedule) -> Iterator[str]:
             continue
         size = buffer.rows * buffer.cols * ELEMENT_BYTES[buffer.dtype]
         bytes_due = {"tma": size}.get(c.kind, 0)
-        arrivals_due = 0 if c.kind == "cp_async" else 1 if c.private else roles[c.consumer].groups
+        arrivals_due = 0 if c.kind == "cp_async" else 1 if c.private else sum(roles[name].groups for name in c.consumers)
         if c.bytes != bytes_due:
             yield f"channel {c.name} counts {c.bytes} bytes a stage, {bytes_due} arrive"
         if c.arrivals != arrivals_due:
@@ -114,9 +114,9 @@ def _users(s: l3.Schedule, c: l3.Channel) -> Iterator[str]:
         for op in operations(role.body):
             if getattr(op, "channel", None) != c.name:
                 continue
-            end = c.producer if isinstance(op, (l3.Acquire, l3.Copy, l3.Commit)) else c.consumer
-            if role.name != end:
-                yield f"role {role.name} does {type(op).__name__} on channel {c.name}, which is for {end}"
+            ends = (c.producer,) if isinstance(op, (l3.Acquire, l3.Copy, l3.Commit)) else c.consumers
+            if role.name not in ends:
+                yield f"role {role.name} does {type(op).__name__} on channel {c.name}, which is for {' and '.join(ends)}"
 
 
 def _bindings(s: l3.Schedule) -> Iterator[str]:

@@ -81,7 +81,7 @@ class Channel:
     """A ring of `stages` buffers from role `producer` to role `consumer`; see the module's text.
 
     `arrivals` is how many consumer arrivals empty a stage (warp groups for "tma"/"mbarrier"; 0 for "cp_async"), `bytes` what
-    one stage receives (0 when threads arrive).
+    one stage receives (0 when threads arrive). `second` is another role that reads its stages: each is empty when both have released it.
     """
 
     name: str
@@ -93,6 +93,12 @@ class Channel:
     arrivals: int
     bytes: int
     private: bool = False
+    second: str | None = None
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """The roles that wait for stages and release them."""
+        return (self.consumer,) if self.second is None else (self.consumer, self.second)
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,13 @@ def walk_problems(schedule: l3.Schedule, samples: tuple[tuple[int, int], ...]) -
 
 def _balance(schedule: l3.Schedule, walks: dict[str, _Walk]) -> Iterator[str]:
     """Tiles put into each channel, beside those taken out."""
-    for c in schedule.channels:
+    for c, consumer in [(channel, name) for channel in schedule.channels for name in channel.consumers]:
         made = walks[c.producer].count["commit", c.name]
-        walk = walks[c.consumer]
+        walk = walks[consumer]
         seen = walk.count["release", c.name] + walk.waiting[c.name]
         spare = made - seen
         if c.kind != "cp_async" and spare:
-            yield f"channel {c.name}: {c.producer} fills {made} tiles where {c.consumer} uses {seen}"
+            yield f"channel {c.name}: {c.producer} fills {made} tiles where {consumer} uses {seen}"
         elif c.kind == "cp_async" and not 0 <= spare <= c.stages:
             yield f"channel {c.name}: {made} groups are closed and {seen} tiles used"
 

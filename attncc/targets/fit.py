@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from attncc.formats import bytes_of
 from attncc.ir.attention import Attention, TargetHint
+from attncc.ir.schedule import Schedule
+from attncc.ir.schedule_ops import compute_role
 from attncc.targets.cost import ElementCost
 from attncc.targets.target import WARP_THREADS, Target
 
@@ -29,6 +31,13 @@ class Tiles:
     groups: int
     group_rows: int
     stages: int
+
+
+def tiles_of(schedule: Schedule) -> Tiles:
+    """The shape of a kernel as the resource model takes it."""
+    role = compute_role(schedule)
+    stages = next((c.stages for c in schedule.channels if c.name == "K"), 1)
+    return Tiles(schedule.tile_m, schedule.tile_n, role.groups, role.rows_per_group, stages)
 
 
 def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: ElementCost = PLAIN) -> int:

@@ -2,7 +2,8 @@
 
 One key-tile iteration of a block keeps five units busy: the tensor cores, the special function unit (exp2), the issue slots,
 shared memory, and the way from the L2 cache. With asynchronous products they overlap and the slowest all but sets the period; with synchronous ones they
-overlap only across warps. With one stage the copy of the next tile is waited for. Around the loop a tile pays for its first loads and its output. Figures come from `Target.rates`.
+overlap only across warps. With one stage the copy of the next tile is waited for. Around the loop a tile pays for its first loads and its output,
+less where a block works on several tiles. Figures come from `Target.rates`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ CORRECTION_INSTRUCTIONS = 1.0
 """Of the correcting role, for an element of the output: half a packed multiplication, its part of a load and a store."""
 OVERLAP = 4.0
 """Units that overlap hinder each other a little: the exponent of the norm that adds their times."""
+ALONE, APART, OVER_Q = "one", "several, output apart", "several, output over Q"
+"""Query tiles of a block; of several, where the output lies in shared memory before it leaves."""
 UNITS = ("tensor", "special", "issue", "shared", "fill")
 
 
@@ -137,6 +140,22 @@ def tile_cycles(attention: Attention, target: Target, tiles: Tiles, keys: float,
     return (keys / tiles.tile_n + 1.0) * p.total + target.rates.tile_cycles
 
 
+def overhead(target: Target, p: Period, resident: int, tiles_of_block: str = ALONE) -> float:
+    """Cycles of a query tile beside its own iterations. The fixed part of one of an SM's blocks hides under another; several tiles of a
+    block hide it under each other, but for the next Q's copy, which waits for an output that lies in its place."""
+    r = target.rates
+    alone = p.total + r.tile_cycles / resident
+    left = r.several_share * alone + (r.copy_cycles if tiles_of_block == OVER_Q else 0.0)
+    return alone if tiles_of_block == ALONE else min(alone, left)
+
+
+def gains_by_several(attention: Attention, target: Target, tiles: Tiles) -> bool:
+    """Whether a block had better work on several query tiles, wherever the output lies."""
+    resident = resident_blocks(attention, target, tiles)
+    p = period(attention, target, tiles, resident)
+    return overhead(target, p, resident, OVER_Q) < overhead(target, p, resident)
+
+
 def resident_blocks(attention: Attention, target: Target, tiles: Tiles) -> int:
     """Blocks that share an SM."""
     shared = shared_memory(
@@ -150,9 +169,9 @@ def resident_blocks(attention: Attention, target: Target, tiles: Tiles) -> int:
 
 def estimate(
     attention: Attention, target: Target, tiles: Tiles, batch: int, seq_q: int, seq_kv: int, kept: float | None = None,
-    visited: int | None = None, extra: ElementCost | None = None,
+    visited: int | None = None, extra: ElementCost | None = None, tiles_of_block: str = ALONE,
 ) -> Estimate:  # fmt: skip
-    """The prediction for one call of the kernel. `extra` as for `period`.
+    """The prediction for one call of the kernel. `extra` as for `period`, `tiles_of_block` as for `overhead`.
 
     kept     part of the score cells that the mask keeps (1.0 when not given), for the flop count
     visited  key tiles that all blocks of one batch entry and head visit together; from `kept` when not given
@@ -164,15 +183,16 @@ def estimate(
     iterations = visited if visited is not None else round(q_tiles * -(-seq_kv // tiles.tile_n) * kept)
     resident = resident_blocks(a, target, tiles)
     p = period(a, target, tiles, resident, extra=extra)
-    # an SM's units are shared by its blocks: the work adds up, the fixed parts of one block hide under another
-    cycles = heads * (iterations * p.total + q_tiles * (p.total + r.tile_cycles / resident)) / r.sms
+    # an SM's units are shared by its blocks: the work adds up
+    cycles = heads * (iterations * p.total + q_tiles * overhead(target, p, resident, tiles_of_block)) / r.sms
     flops = 2.0 * heads * seq_q * seq_kv * kept * (a.dim_qk + a.dim_v)
     moved = _bytes(a, tiles, batch, seq_q, iterations)
     least = _bytes_least(a, batch, seq_q, seq_kv)
     seconds = max(cycles / (r.clock_ghz * 1e9), least / (r.dram_gbps * 1e9))
     bound = least / (r.dram_gbps * 1e9)
     limit = "memory" if seconds == bound else p.limit
-    return Estimate(seconds, limit, p, heads * q_tiles, resident, heads * iterations, flops, moved, least, bound)
+    blocks = heads * q_tiles if tiles_of_block == ALONE else min(heads * q_tiles, r.sms * resident)
+    return Estimate(seconds, limit, p, blocks, resident, heads * iterations, flops, moved, least, bound)
 
 
 def _bytes(a: Attention, tiles: Tiles, batch: int, seq_q: int, iterations: int) -> float:

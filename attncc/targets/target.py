@@ -50,6 +50,8 @@ class Rates:
     l2_bytes       capacity of the L2 cache
     clock_ghz      under load
     tile_cycles    cycles of a query tile outside its iterations: block start, first copies, output
+    several_share  part of them, and of the iteration in which a query tile's pipeline fills, that is left where a block works on several
+                   query tiles and the output has memory of its own; 1: not known, or that one tile a block is as good
     step_cycles    cycles of an iteration in which a block's units wait for each other
     copy_cycles    latency of a tile's copy
     fill_bytes     bytes that copies bring to an SM from the L2 cache when all SMs copy; None: no limit is known
@@ -73,6 +75,7 @@ class Rates:
     tensor_share: float
     source: str
     fill_bytes: float | None = None
+    several_share: float = 1.0
     element_instructions: float = 4.5
     loop_instructions: float = 105.0
 

@@ -13,7 +13,7 @@ from attncc.interp.schedule_machine import Fault
 from attncc.ir import schedule as l3
 from attncc.ir.check_expr import IllegalProgram
 from attncc.ir.check_schedule import check_schedule
-from attncc.ir.expr import ZERO
+from attncc.ir.expr import ONE, ZERO, apply, var
 from attncc.ir.schedule_ops import operations
 from attncc.ir.tile import TENSOR
 from attncc.targets import get_target
@@ -83,7 +83,7 @@ def early_weights(s):
         return () if op in (l3.Acquire("TP"), l3.Convert("TP", "S")) else (op,)
 
     def start(op):
-        return (op, l3.Fill("S", 0.0)) if isinstance(op, l3.SetRegisters) else (op,)
+        return (op, l3.Fill("S", 0.0)) if isinstance(op, l3.Fill) and op.dst == "row_max" else (op,)
 
     return change(change(s, "consumer", rule), "consumer", start)
 
@@ -113,6 +113,121 @@ def test_planted_faults_are_found(fault):
         for seed in range(8):
             run_schedule(s, q, k, v, inputs, seed=seed)
     assert found.value.kind in kinds, found.value
+
+
+LITTLE = 44 * 1024
+"""Shared memory in which the output has to lie over Q."""
+SEVERAL = (("apart", None), ("over Q", LITTLE))
+
+
+@pytest.mark.parametrize("place", SEVERAL, ids=lambda place: place[0])
+@pytest.mark.parametrize("name", ("dense", "causal", "window", "sigmoid"))
+def test_blocks_that_work_on_several_tiles(name, place):
+    """Six or eight work tiles on two blocks or one, full and cut off, some of them without a key."""
+    for sms, lengths in ((2, (700, 257)), (1, (513, 300)), (2, (700, 0))):
+        s = schedule(name, TARGET, sms=sms, shared=place[1])
+        assert s.buffer("OUT").alias == (None if place[1] is None else "Q") and s.grid[1] is s.grid[2] is ONE
+        run(s, name, *lengths, seed=sms)
+
+
+@pytest.mark.parametrize("place", SEVERAL, ids=lambda place: place[0])
+def test_twenty_interleavings_of_several_tiles(place):
+    for seed in range(20):
+        run(schedule("causal", TARGET, sms=1, shared=place[1]), "causal", 260, 130, seed=seed)
+
+
+@pytest.mark.parametrize("place", SEVERAL, ids=lambda place: place[0])
+def test_every_interleaving_of_several_work_tiles(place):
+    """Four, of one part."""
+    shared = place[1] and 30 * 1024
+    found = explore(schedule("causal", TARGET, tile_m=128, sms=1, shared=shared), 1, 256, 128)
+    assert found.complete and found.states > 1000
+
+
+def each_time(s):
+    """The correction takes its sums anew for every work tile."""
+
+    def rule(op):
+        return (l3.ForParts((l3.Acquire("TO"), *op.body)),) if isinstance(op, l3.ForParts) and isinstance(op.body[0], l3.Fill) else (op,)
+
+    return change(s, "correction", rule)
+
+
+def release_at_once(s):
+    """Q is released when it has come."""
+    s = drop(s, "issuer", l3.Release("Q"))
+    return change(s, "issuer", lambda op: (op, l3.Release("Q")) if op == l3.Wait("Q") else (op,))
+
+
+def release_first(s):
+    """Q is given away before the output over it has been read."""
+
+    def rule(op):
+        return () if op == l3.Release("Q") else (l3.Release("Q"), op) if isinstance(op, l3.StoreWait) else (op,)
+
+    return change(s, "correction", rule)
+
+
+def products_alone(s):
+    """Only the products say when Q may be written over."""
+    return with_channel(drop(s, "correction", l3.Wait("Q"), l3.Release("Q")), "Q", second=None, arrivals=1)
+
+
+def without_factor(s):
+    """Tiles without a key hand no factor on."""
+
+    def rule(op):
+        conditional = op == l3.Acquire("FACTOR") or op == l3.Commit("FACTOR") or isinstance(op, l3.Convert) and op.dst == "FACTOR"
+        return (l3.If(apply("gt", var("tiles_total"), ZERO), (op,)),) if conditional else (op,)
+
+    return change(s, "consumer", rule)
+
+
+def early_output(s):
+    """The output is written over Q without the sums having been asked for."""
+
+    def rule(op):
+        last = isinstance(op, l3.If) and op.body == (l3.Acquire("TO"),)
+        return () if last else (op,)
+
+    return change(s, "correction", rule)
+
+
+SEVERAL_FAULTS = {
+    "Q is never released": ("apart", lambda s: drop(s, "issuer", l3.Release("Q")), {"deadlock", "protocol"}),
+    "the output waits for no store": ("apart", lambda s: drop(s, "correction", l3.StoreWait()), {"overwritten"}),
+    "sums are taken each time": ("apart", each_time, {"protocol"}),
+    "a tile without keys leaves a ring behind": ("apart", without_factor, {"deadlock"}),
+    "the store over Q is not waited for": ("over Q", lambda s: drop(s, "correction", l3.StoreWait()), {"overwritten"}),
+    "Q is released before the output has been read": ("over Q", release_first, {"overwritten"}),
+    "Q is released by products alone": ("over Q", products_alone, {"overwritten"}),
+    "one of two arrivals is enough for Q": ("over Q", lambda s: with_channel(s, "Q", arrivals=1), {"overwritten", "protocol"}),
+    "the output never asks for Q": ("over Q", lambda s: drop(s, "correction", l3.Wait("Q")), {"overwritten", "protocol"}),
+    "Q is released when it has come": ("over Q", release_at_once, {"unfinished", "protocol"}),
+    "the output does not wait for products": ("over Q", early_output, {"overwritten", "unfinished", "protocol"}),
+}
+
+
+@pytest.mark.parametrize("fault", SEVERAL_FAULTS)
+def test_planted_faults_of_several_tiles_are_found(fault):
+    place, plant, kinds = SEVERAL_FAULTS[fault]
+    s = plant(schedule("causal", TARGET, sms=1, shared=dict(SEVERAL)[place]))
+    q, k, v, inputs = make_inputs(attention("causal"), 1, 700, 330)
+    with pytest.raises(Fault) as found:
+        for seed in range(8):
+            run_schedule(s, q, k, v, inputs, seed=seed)
+    assert found.value.kind in kinds, found.value
+
+
+@pytest.mark.parametrize(("name", "role", "buffers"), (("causal", "consumer", ("row_max", "row_sum")), ("dense", "correction", ("TO",))), ids=str)
+def test_what_is_set_for_the_first_tile_alone_is_wrong_for_the_next(name, role, buffers):
+    """Statistics and sums begin anew: else a tile without keys has the log-sum-exp of the one before, and outputs add up."""
+
+    def rule(op):
+        return (l3.If(apply("eq", var("round"), ZERO), (op,)),) if isinstance(op, l3.Fill) and op.dst in buffers else (op,)
+
+    with pytest.raises(AssertionError):
+        run(change(schedule(name, TARGET, sms=1), role, rule), name, 600, 100)
 
 
 def keys_first(op):
@@ -159,6 +274,15 @@ def test_overlapping_columns_are_found_by_running():
 def test_an_arrival_count_off_by_one_is_illegal():
     with pytest.raises(IllegalProgram, match="emptied by 2 arrivals"):
         check_schedule(with_channel(schedule("dense", TARGET), "TS", arrivals=2), get_target(TARGET))
+
+
+def test_both_readers_of_q_release_it():
+    s = schedule("causal", TARGET, shared=LITTLE)
+    assert s.channel("Q").consumers == ("issuer", "correction") and {r.name for r in s.roles} >= {"producer", "queries"}
+    with pytest.raises(IllegalProgram, match="emptied by 1 arrivals, 2 groups"):
+        check_schedule(with_channel(s, "Q", arrivals=1), get_target(TARGET))
+    with pytest.raises(IllegalProgram, match="which is for issuer and correction"):
+        check_schedule(change(s, "consumer", lambda op: (op, l3.Wait("Q")) if isinstance(op, l3.Finalize) else (op,)), get_target(TARGET))
 
 
 def test_one_warp_issues_every_product_and_weights_lie_over_scores():

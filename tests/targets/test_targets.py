@@ -9,7 +9,7 @@ from attncc.diagnostics import AttnError, render
 from attncc.formats import FORMATS, Format
 from attncc.lower import load
 from attncc.targets import TARGETS, get_target, target_for_arch
-from attncc.targets.model import estimate, period
+from attncc.targets.model import ALONE, APART, OVER_Q, estimate, gains_by_several, overhead, period
 from attncc.targets.refuse import refuse
 from attncc.targets.report import example, report
 from attncc.targets.target import RegisterPlan
@@ -202,6 +202,20 @@ def test_an_estimate_counts_bytes_and_flops():
     assert e.flops == 4.0 * 2 * 16 * 1024 * 2048 * 128
     assert e.bytes_least == 2 * 16 * (1024 * (256 * 2 + 4) + 2048 * 256 * 2)
     assert e.bytes > e.bytes_least and e.seconds > e.io_bound > 0
+
+
+def test_several_tiles_of_a_block_hide_part_of_what_each_costs():
+    """Only where the target's rates say so; less where the next Q waits for an output in its place."""
+    for target in TARGETS.values():
+        a = example(128, 128)
+        t = choose_tiles(a, target)
+        p = period(a, target, t)
+        costs = [overhead(target, p, 1, kind) for kind in (APART, OVER_Q, ALONE)]
+        knows = target.rates.several_share < 1.0
+        assert costs == sorted(costs) and (len(set(costs)) == 3) == knows == gains_by_several(a, target, t)
+        times = [estimate(a, target, t, 2, 4096, 4096, tiles_of_block=kind) for kind in (APART, OVER_Q, ALONE)]
+        assert (times[0].seconds < times[1].seconds < times[2].seconds) == knows
+    assert [e.blocks for e in times] == [TARGETS["ada"].rates.sms] * 2 + [2 * 16 * 4096 // t.tile_m]
 
 
 def test_candidates_fit():

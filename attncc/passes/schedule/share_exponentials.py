@@ -17,16 +17,14 @@ from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import compute_role, replace_role
 from attncc.ir.tile import Mask
 from attncc.targets import Target
-from attncc.targets.fit import Tiles
+from attncc.targets.fit import tiles_of
 from attncc.targets.model import polynomials
 
 
 def share_exponentials(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     """`schedule` with a number of polynomials in the softmax steps of unmasked tiles; unchanged where the model finds no use for them."""
     role = compute_role(schedule)
-    stages = next((c.stages for c in schedule.channels if c.name == "K"), 1)
-    tiles = Tiles(schedule.tile_m, schedule.tile_n, role.groups, role.rows_per_group, stages)
-    count = polynomials(schedule.attention, target, tiles)
+    count = polynomials(schedule.attention, target, tiles_of(schedule))
     if not count:
         return schedule
     return replace_role(schedule, role, body=_body(role.body, count))

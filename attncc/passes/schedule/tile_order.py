@@ -24,11 +24,15 @@ from attncc.ir.simplify import simplify
 from attncc.ir.tile import Let
 from attncc.lower.tile_to_schedule import TOTAL
 from attncc.targets import Target
+from attncc.targets.fit import tiles_of
+from attncc.targets.model import gains_by_several
 
 SAMPLE = 4096
 """The length at which the work of the first and the last query tile are compared."""
 CACHE_SHARE = 0.6
 """Part of the L2 cache that keys and values of a section may fill; queries and outputs pass through it as well."""
+ALIKE = 1.25
+"""Costs that differ by no more than this factor count as alike."""
 STREAMS = 16
 """Key/value heads of a section where blocks take several tiles: with 132 blocks at a time eight read each stream. Measured
 (docs/performance-log.md): -1 to +5 % there beside sections of eight; where blocks start as others end up to 28 % slower than sections of four."""
@@ -61,8 +65,7 @@ def heads_together(schedule: l3.Schedule, target: Target) -> Expr:
     """Query heads of a section: all that share as many key/value heads as the cache holds at this seq_kv, at least one. Blocks that will
     take several tiles are dealt them beforehand: long sections keep them even, and they stay in step as they read."""
     a = schedule.attention
-    known = target.manner(a.dim_qk, a.dim_v, compute_role(schedule).groups)
-    if known is not None and known.several:
+    if takes_several(schedule, target):
         return const(a.group * max(n for n in range(1, min(STREAMS, a.heads_kv) + 1) if a.heads_kv % n == 0))
     per_key = bytes_of(a.dtype) * (a.dim_qk + a.dim_v)
     size: Expr = const(a.group)
@@ -72,6 +75,29 @@ def heads_together(schedule: l3.Schedule, target: Target) -> Expr:
         size = select(apply("le", var("seq_kv"), const(longest)), const(kv_heads * a.group), size)
         kv_heads *= 2
     return size
+
+
+def takes_several(schedule: l3.Schedule, target: Target) -> bool:
+    """Whether blocks had better work on several query tiles: as was measured for this shape, else where the resource model says so and costs
+    are steady."""
+    a = schedule.attention
+    known = target.manner(a.dim_qk, a.dim_v, compute_role(schedule).groups)
+    if known is not None:
+        return known.several
+    return target.has("tma_store") and gains_by_several(a, target, tiles_of(schedule)) and has_steady_costs(schedule)
+
+
+def has_steady_costs(schedule: l3.Schedule) -> bool:
+    """Whether all query tiles of all heads have about as many key tiles, or more and more from the first to the last."""
+    if schedule.table is not None or schedule.attention.packed:  # every packed sequence has a length of its own
+        return False
+    tiles = -(-SAMPLE // schedule.tile_m)
+    heads = schedule.attention.heads_q
+    costs = [[key_tiles(schedule, SAMPLE, SAMPLE, t, h) for t in range(tiles)] for h in sorted({0, heads // 2, heads - 1})]
+    first = costs[0]
+    if any(None in row for row in costs) or any(row != first for row in costs):
+        return False
+    return first == sorted(first) or max(first) <= ALIKE * min(first)
 
 
 def key_tiles(schedule: l3.Schedule, seq_q: int, seq_kv: int, q_tile: int, head: int = 0) -> int | None:

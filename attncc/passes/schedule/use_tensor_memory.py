@@ -2,7 +2,7 @@
 
     before  role consumer { wait K; mma S = Q K^T; ...; softmax_step; rescale O; convert P; wait V; mma O += P V; finalize O; store }
     after   role consumer   { wait TS; S := TS; release TS; ...; maximum; FACTOR := correction; weights; TP := S; ...; FACTOR := 1 / l }
-            role correction { TO := 0; for each tile { TO := TO * FACTOR }; OUT := TO * FACTOR; store OUT }
+            role correction { TO := 0; for each tile { TO := TO * FACTOR }; OUT := TO * FACTOR; store OUT; store_wait }
             role issuer     { wait K; for parts { TS := Q K^T }; for each tile { for parts { TO += TP V; TS := Q K^T } } }
             role producer   as it was
 
@@ -147,9 +147,14 @@ class _Plan:
             l3.Wait(FACTOR), l3.Acquire(SUMS), l3.Rescale(SUMS, FACTOR, seldom=True), l3.Commit(SUMS), l3.Release(FACTOR),
         )  # fmt: skip
         loop = (l3.For(STEP, ONE, var(TOTAL), "corrections", (l3.ForParts(rescale),)),) if self.online else ()
-        some = (l3.ForParts((*wait, l3.Commit(SUMS))), *loop, l3.ForParts((l3.Acquire(SUMS),)))
-        end = (l3.Wait(FACTOR), l3.Convert(OUT, SUMS, FACTOR), l3.Release(FACTOR), l3.Sync(ROWS), Store(OUT, "o"))
-        return (l3.ForParts(take), *self.counts, self.nonempty(some), l3.ForParts(end))
+        some = (l3.ForParts((*wait, l3.Commit(SUMS))), *loop)
+        # the first part's sums are complete, and leave, while the last products of the second run
+        end = (
+            self.nonempty((l3.Acquire(SUMS),)),
+            l3.Wait(FACTOR), l3.Convert(OUT, SUMS, FACTOR), l3.Release(FACTOR),
+            l3.Sync(ROWS), Store(OUT, "o", asynchronous=True),
+        )  # fmt: skip
+        return (l3.ForParts(take), *self.counts, self.nonempty(some), l3.ForParts(end), l3.StoreWait())
 
     # ------------------------------------------------------------ products
 

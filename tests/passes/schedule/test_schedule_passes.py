@@ -23,6 +23,7 @@ from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.text import format_expr, format_program, parse_program
 from attncc.ir.tile import ColLet, Mask
 from attncc.lower import load
+from attncc.passes.schedule.persistent_blocks import persistent_blocks
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.roll_masks import roll_masks
 from attncc.passes.schedule.share_columns import share_columns
@@ -36,15 +37,19 @@ from tests.schedules import attention, schedule
 
 CHANGES = Path(__file__).parent / "changes"
 PASSES = [(t, p) for t in ("hopper", "ampere") for p in pipeline.SCHEDULE_PASSES[t]]
-PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, roll_masks, share_exponentials)]
+PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, roll_masks, share_exponentials, persistent_blocks)]
 NEEDED = {"place_copy_waits", "use_tensor_memory"}
 """Passes without which a schedule is not finished."""
+ONE_PART = {"blackwell_persistent_blocks"}
+"""Without them a schedule is explored with one part of a query tile: with two it is as the neighbours', at 40 seconds each."""
 SUBJECTS = {
     "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "roll_masks": {"name": "pages"}, "copy_biases": {"name": "pairs"},
-    "persistent_blocks": {"name": "narrow", "tile_m": 192}, "skip_missing_tiles": {"name": "packed"},
+    "persistent_blocks": {"name": "narrow", "tile_m": 192}, "blackwell_persistent_blocks": {"name": "wide", "small": False},
+    "skip_missing_tiles": {"name": "packed"},
 }  # fmt: skip
 """What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair, a shape
-whose blocks take several tiles, packed sequences, a mask that reads a tensor for every pair."""
+whose blocks take several tiles (with tensor memory: one whose output lies over Q), packed sequences, a mask that reads
+a tensor for every pair."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,7 +66,8 @@ def pass_id(item) -> str:
 
 def before_and_after(target, one):
     """The causal schedule (or the pass's own subject) before and after a pass."""
-    before = schedule(**{"name": "causal", "target": target, "until": one.__name__, **SUBJECTS.get(one.__name__, {})})
+    subject = SUBJECTS.get(pass_id((target, one)), SUBJECTS.get(one.__name__, {}))
+    before = schedule(**{"name": "causal", "target": target, "until": one.__name__, **subject})
     return before, one(before, TARGETS[target]) if pipeline.takes_target(one) else one(before)
 
 
@@ -102,6 +108,8 @@ def test_the_kernel_is_right_without_the_pass(item):
     for name in ("window", "documents", "sigmoid"):
         s = schedule(name, target, without=(one.__name__,))
         check_numbers(s, name, 130, 200)
+        if pass_id(item) in ONE_PART:
+            s = schedule(name, target, without=(one.__name__,), tile_m=128)
         explore(s, 1, 130, 130, make_inputs(attention(name), 1, 130, 130)[3])
 
 
@@ -227,6 +235,32 @@ def test_numbers_of_columns_take_the_room_of_a_stage():
     s = lower(load(text), TARGETS["blackwell"]).schedule
     assert [s.channel(n).stages for n in ("K", "V", "TS", "TP")] == [2, 2, 1, 1]
     assert any(r.by == "share_columns" and "not 3" in r.text for r in s.remarks)
+
+
+@pytest.mark.parametrize(("name", "several"), (("dense", True), ("causal", True), ("window", True), ("documents", False), ("packed", False)))
+def test_tiles_are_dealt_beforehand_only_where_costs_are_steady(name, several):
+    """By the resource model, where nothing was measured for the shape: for the target whose rates say what a tile costs its block."""
+    s = schedule(name, "blackwell")
+    assert any(isinstance(op, l3.Place) for role in s.roles for op in operations(role.body)) == several
+    assert not any(isinstance(op, l3.Place) for role in schedule(name, "hopper").roles for op in operations(role.body))
+
+
+@pytest.mark.parametrize(("name", "more"), (("narrow", {"tile_m": 192}), ("wide", {"small": False})), ids=str)
+def test_several_tiles_of_a_block_run_right(name, more):
+    """On two multiprocessors, so that short calls have several: the output apart and over Q, tiles without keys among them."""
+    s = schedule(name, "hopper", sms=2, **more)
+    check_numbers(s, name, 700, 257)
+    check_numbers(s, name, 500, 130)
+
+
+def test_the_output_takes_the_room_of_a_third_stage_unless_a_hint_asked_for_it():
+    text = "attention a {{ heads q = 2, kv = 1\n dim {}\n dtype bf16\n {} }}"
+    found = []
+    for dim, hint in ((64, ""), (96, ""), (96, "target blackwell(stages = 3)"), (128, "")):
+        s = lower(load(text.format(dim, hint)), TARGETS["blackwell"]).schedule
+        found.append((s.channel("K").stages, s.buffer("OUT").alias, s.channel("Q").consumers))
+    apart, over = (None, ("issuer",)), ("Q", ("issuer", "correction"))
+    assert found == [(3, *apart), (2, *apart), (3, *over), (2, *over)]
 
 
 if __name__ == "__main__":

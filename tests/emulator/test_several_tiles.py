@@ -1,0 +1,52 @@
+"""Blocks that work on several query tiles, in the emulator: on a GPU of two multiprocessors, so that short calls have several for each."""
+
+import pytest
+import torch
+
+from attncc.entry import lower
+from attncc.interp.data import make_inputs
+from attncc.interp.reference import reference
+from attncc.interp.run_attention import run_attention
+from attncc.lower import load
+from attncc.measure import LSE_ALLOWED, SLACK, distance, lse_distance
+from attncc.runtime.emulated import emulate_calls
+from attncc.runtime.kernel import Kernel
+from attncc.targets import get_target
+from tests.rotation import turn
+from tests.schedules import smaller
+
+TEXT = "attention a { heads q = 2, kv = 1\n dim 64\n dtype bf16\n mask kv_idx <= q_idx + off }"
+PLACES = (("apart", None), ("over Q", 120 * 1024))
+"""Where the output lies, by the shared memory there is."""
+SEEDS = 2
+SEQ_Q, SEQ_KV = 600, 200
+"""Three query tiles of two heads, the last cut off; the first of each head has no key, the second some, the last a cut key tile."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", turn(PLACES, 2), ids=lambda place: place[0])
+def test_three_tiles_for_each_block(place):
+    kernel = Kernel(load(TEXT), smaller(get_target("blackwell"), sms=2, shared=place[1]), lower)
+    schedule = kernel.stages().schedule
+    assert schedule.tile_m == 256 and schedule.buffer("OUT").alias == (None if place[1] is None else "Q")
+    results = emulate_calls(kernel, seeds=range(SEEDS))
+    a = kernel.attention
+    q, k, v, inputs = make_inputs(a, 1, SEQ_Q, SEQ_KV, 3)
+    out = torch.full((1, SEQ_Q, a.heads_q, a.dim_v), torch.nan, dtype=q.dtype)
+    out, lse = kernel(q, k, v, out=out, return_lse=True, **inputs)
+    assert all(r.ok and r.deterministic for r in results), "\n".join(map(str, results))
+    assert [launch.grid for r in results for launch in r.launches] == [(2, 1, 1)] * len(results[0].launches)
+    wanted, wanted_lse = reference(a, q, k, v, inputs)
+    eager, _ = run_attention(a, q, k, v, inputs)
+    assert distance(out, wanted) <= 2 * distance(eager, wanted) + SLACK
+    off, bad = lse_distance(lse, wanted_lse)
+    assert bad is None and off <= LSE_ALLOWED
+    assert bool((out[:, : SEQ_Q - SEQ_KV] == 0).all()), "rows without a key"
