@@ -219,7 +219,7 @@ def test_planted_faults_of_several_tiles_are_found(fault):
     assert found.value.kind in kinds, found.value
 
 
-@pytest.mark.parametrize(("name", "role", "buffers"), (("causal", "consumer", {"row_max", "row_sum"}), ("dense", "correction", {"TO"})), ids=str)
+@pytest.mark.parametrize(("name", "role", "buffers"), (("causal", "consumer", ("row_max", "row_sum")), ("dense", "correction", ("TO",))), ids=str)
 def test_what_is_set_for_the_first_tile_alone_is_wrong_for_the_next(name, role, buffers):
     """Statistics and sums begin anew: else a tile without keys has the log-sum-exp of the one before, and outputs add up."""
 

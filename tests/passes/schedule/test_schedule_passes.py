@@ -53,8 +53,8 @@ SUBJECTS = {
     "skip_missing_tiles": {"name": "packed"}, "pair_blocks": {"name": "full", "small": False}, "drain_rings": {"name": "full", "small": False},
 }  # fmt: skip
 """What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair, a shape
-whose blocks take several tiles (with tensor memory: one whose output lies over Q), packed sequences, a mask that reads a tensor for every pair, rows so long
-that two blocks work together."""
+whose blocks take several tiles (with tensor memory: one whose output lies over Q), packed sequences, a mask that reads
+a tensor for every pair, rows so long that two blocks work together."""
 
 
 @pytest.fixture(autouse=True, scope="module")
