@@ -10,7 +10,7 @@ seen by others once its worker has waited for it and both have then met at the b
 
 from __future__ import annotations
 
-from attncc.interp.schedule_state import FAULTS, Fault, Own, Stage, Worker, in_half, ring_name
+from attncc.interp.schedule_state import Fault, Own, Stage, Worker, in_half, ring_name
 from attncc.interp.tensor_memory import TensorMemory
 from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import buffers_read, buffers_written, operations, parts

@@ -175,11 +175,13 @@ def _fill(n: Numbers, i: int, op: l3.Fill, env) -> None:
 
 def _mma(n: Numbers, i: int, op: l3.Mma, env) -> None:
     """Of a pair both blocks' rows, by what both hold together."""
-    held = []
-    for n.half in n.machine.halves(i):
+    halves, held = n.machine.halves(i), []
+    for half in halves:
+        n.half = half
         held.append(n.operand(i, op.b, own_rows=False))
     b = held[0] if len(held) == 1 else torch.cat(held, dim=-2 if op.transposed else -1)
-    for n.half in n.machine.halves(i):
+    for half in halves:
+        n.half = half
         product = n.operand(i, op.a, own_rows=True) @ (b.transpose(-1, -2) if op.transposed else b)
         n.put(i, op.dst, n.get(i, op.dst) + product if op.accumulate else product)
 

@@ -15,9 +15,31 @@ from attncc.ir import schedule as l3
 from attncc.ir.attention import SIZE_VARIABLES
 from attncc.ir.check_expr import IllegalProgram
 from attncc.ir.expr import tensors, variables
-from attncc.ir.schedule_ops import buffers_read, buffers_written, expressions, names_read, number, operations, shared_bytes, shared_columns, tensor_places
+from attncc.ir.schedule_ops import (
+    buffers_read,
+    buffers_written,
+    expressions,
+    names_read,
+    number,
+    operations,
+    shared_bytes,
+    shared_columns,
+    tensor_places,
+)
 from attncc.ir.schedule_walk import SAMPLES, walk_problems
-from attncc.ir.tile import COLUMN_FIRST, COLUMN_STEP, ELEMENT, REGISTER, TILE_COUNT, TILE_LIST, ColLet, Let, Mask, RowLet, Score
+from attncc.ir.tile import (
+    COLUMN_FIRST,
+    COLUMN_STEP,
+    ELEMENT,
+    REGISTER,
+    TILE_COUNT,
+    TILE_LIST,
+    ColLet,
+    Let,
+    Mask,
+    RowLet,
+    Score,
+)
 
 if TYPE_CHECKING:
     from attncc.targets import Target
