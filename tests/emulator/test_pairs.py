@@ -19,7 +19,7 @@ from tests.schedules import smaller
 
 CASES = (("dim 128", 2, 140, 130, 4), ("dim qk = 192, v = 128", 1, 40, 290, 8), ("dim 256", 2, 140, 200, 8))
 """Head dims, query heads, queries, keys, interleavings. On two multiprocessors: at d128 a pair works on the tiles of two heads, one after the other,
-of each of which the second block has no rows. (All with eight interleavings, and other lengths: docs/verified.md.)"""
+of each of which the second block has no rows. (All with eight interleavings, and other lengths: docs/testing.md.)"""
 TURNS = 4
 """Of the cases and the planted faults one part runs a day."""
 

@@ -27,6 +27,9 @@ a tile and its first softmax run under the last products, the correction's last 
 those. With the output over Q the correction must release Q too, when the store has read it, and a role of its own copies Q, so that
 the first K and V of the next tile come meanwhile; products wait.
 
+Blocks of a pair (pair_blocks) are dealt neighbours in every round, since a row of the grid has an even number of tiles. Where the output would lie over Q
+they work on one tile each: a pair's copies of Q tell the first block only, and the role that stores waits in its own.
+
 Asks for: roles, tma_store. Done where the costs of all query tiles are known to be alike, or to rise from the first to the last (tables of tiles,
 packed sequences and tiles of heads that differ are not); elsewhere the hardware hands out blocks as others end, which balances any cost.
 Whether it pays is measured for each shape of the loop (`Target.manners`): on Hopper it gains 1 to 3 % at head dims 64 and 256, and loses up to 5 %
@@ -78,9 +81,9 @@ def persistent_blocks(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     divided = target.has("tensor_memory")
     if q is None or out is None or len(schedule.roles) != (4 if divided else 2):
         return schedule
-    schedule = _apart(schedule, out, target)
+    before, schedule = schedule, _apart(schedule, out, target)
     if schedule.cluster > 1 and schedule.buffer(out).alias is not None:
-        return schedule  # the role that stores could not tell by its own block's barriers that a pair's Q has arrived
+        return before
     schedule = _of_four_roles(schedule, q, out) if divided else _of_two_roles(schedule, q, out)
     shared, place = _split_prelude(schedule.prelude)
     roles = tuple(dataclasses.replace(r, body=_loop(r.body, place, schedule.grid)) for r in schedule.roles)
