@@ -72,17 +72,55 @@ def weights(scores, row_max, row_sum, correction, multiplier: float, first: bool
     row_sum[0] = _weigh_pairs(scores, scale, shift, before, polynomial)
 
 
-def _weigh_pairs(scores, scale, shift, before, polynomial: int):
-    """Scores x become 2**(scale * x + shift) in place; their sum and that of `before`, a pair or None."""
+def _weigh_pairs(scores, scale, shift, before, polynomial: int, bounded: bool = False):
+    """Scores x become 2**(scale * x + shift) in place; their sum and that of `before`, a pair or None.
+
+    `bounded`: no exponent that a polynomial takes is below LEAST_EXPONENT.
+    """
     chains = [before] + [None] * (CHAINS - 1)
     for c in range(0, cute.size(scores, mode=[1]), 2):
         pair = (scores[0, c], scores[0, c + 1])
         a, b = cute.arch.fma_packed_f32x2(pair, (scale, scale), (shift, shift))
-        a, b = exp2_pair(a, b) if by_polynomial(c // 2, polynomial) else (arith.exp2(a), arith.exp2(b))
+        a, b = exp2_pair(a, b, bounded) if by_polynomial(c // 2, polynomial) else (arith.exp2(a), arith.exp2(b))
         scores[0, c], scores[0, c + 1] = a, b
         i = c // 2 % CHAINS
         chains[i] = (a, b) if chains[i] is None else cute.arch.add_packed_f32x2(chains[i], (a, b))
     low, high = chains[0] if CHAINS == 1 else cute.arch.add_packed_f32x2(*chains)
+    return low + high
+
+
+def step_bounded(
+    scores, row_max, row_sum, gap, dtype, multiplier: float, least: float, first: bool, sets: bool, polynomial: int = 0
+):  # fmt: skip
+    """As `softmax.step_bounded`; weights of tiles that set no maximum as in `weights`."""
+    if first or sets:
+        _set_maximum(scores, row_max, least, first)
+    used = arith.fmax(row_max[0], Float32(least))
+    if not (first or sets):
+        row_max[0] = used
+    before = None if first else (row_sum[0], Float32(0.0))
+    row_sum[0] = _weigh_pairs(scores, Float32(multiplier), used * Float32(-multiplier), before, polynomial, bounded=True)
+    if first or sets:
+        more = _round(scores, dtype)
+        gap[0] = more if first else gap[0] + more
+
+
+def _set_maximum(scores, row_max, least: float, first: bool):
+    """A row without a maximum gets that of this tile, `least` at least, if it has a key here."""
+    largest = softmax.maximum([scores[0, c] for c in range(cute.size(scores, mode=[1]))])
+    found = arith.select(largest == -Float32.inf, largest, arith.fmax(largest, Float32(least)))
+    row_max[0] = found if first else arith.select(row_max[0] == -Float32.inf, found, row_max[0])
+
+
+def _round(weights, dtype):
+    """Weights become what `dtype` holds of them; gives what that adds to their sum."""
+    total = (Float32(0.0), Float32(0.0))
+    for c in range(0, cute.size(weights, mode=[1]), 2):
+        pair = (weights[0, c], weights[0, c + 1])
+        rounded = softmax.unpack(dtype, softmax.pack(dtype, *pair))
+        total = cute.arch.add_packed_f32x2(total, cute.arch.fma_packed_f32x2(pair, (Float32(-1.0), Float32(-1.0)), rounded))
+        weights[0, c], weights[0, c + 1] = rounded
+    low, high = total
     return low + high
 
 
@@ -91,13 +129,15 @@ def by_polynomial(pair: int, count: int) -> bool:
     return (pair + 1) * count // 16 > pair * count // 16
 
 
-def exp2_pair(a, b):
+def exp2_pair(a, b, bounded: bool = False):
     """2**a and 2**b for numbers from -inf to 100 within a factor 1 +- 2**-13.5; 2**-125 for what is less. No special function unit.
+    `bounded` says that neither is less, which saves two instructions.
 
     x is split in the nearest integer n and a rest of at most one half: adding 1.5 * 2**23 leaves n in the low bits of a sum. 2**rest is a
     polynomial, 2**n an addition to its exponent.
     """
-    a, b = arith.fmax(a, Float32(LEAST_EXPONENT)), arith.fmax(b, Float32(LEAST_EXPONENT))
+    if not bounded:
+        a, b = arith.fmax(a, Float32(LEAST_EXPONENT)), arith.fmax(b, Float32(LEAST_EXPONENT))
     shift, back = Float32(ROUNDER), Float32(-ROUNDER)
     n = cute.arch.add_packed_f32x2((a, b), (shift, shift))
     whole = cute.arch.add_packed_f32x2(n, (back, back))
@@ -154,7 +194,7 @@ def keep_between(scores, r: int, low, high):
     keep_words(scores, r, lambda word: bits_from(low, word) & bits_below(high, word))
 
 
-def factor(row_max, row_sum, lse, multiplier: float, sink=None, shift=None):
+def factor(row_max, row_sum, lse, multiplier: float, sink=None, shift=None, gap=None):
     """What the sums of a row have to be multiplied by in the end, 1 / l (0 without a key); `lse` is set. As `softmax.finalize`."""
     length = row_sum[0]
     empty, exponent = length == 0.0, row_max[0] * Float32(multiplier)
@@ -172,7 +212,8 @@ def factor(row_max, row_sum, lse, multiplier: float, sink=None, shift=None):
         length = length * shrink + arith.exp2(extra - highest)
         exponent = highest
     lse[0] = arith.select(empty, nothing, (exponent + arith.log2(length)) * Float32(LN_2))
-    return arith.select(empty, Float32(0.0), shrink * arith.reciprocal(length))
+    divisor = length if gap is None else cute.math.fma(gap[0], shrink, length)
+    return arith.select(empty, Float32(0.0), shrink * arith.reciprocal(divisor))
 
 
 @cute.jit

@@ -21,7 +21,7 @@ BLACKWELL = Target(
     registers_sm=65536,
     registers_thread=255,
     fragment_limit=((4, 216), (8, 192)),
-    register_plans=(RegisterPlan(1, 48, 240, 160), RegisterPlan(2, 48, 192, 80)),
+    register_plans=(RegisterPlan(1, 48, 240, 160), RegisterPlan(2, 48, 192, 80), RegisterPlan(2, 48, 200, 64, corrects=False)),
     max_threads=1024,
     dtypes=("bf16", "f16"),
     dim_step=8,

@@ -80,12 +80,13 @@ class Rates:
 @dataclass(frozen=True)
 class RegisterPlan:
     """Registers of a thread of the copying role, of the computing role and of the role that corrects sums in tensor memory, when
-    there are `groups` computing groups."""
+    there are `groups` computing groups. `corrects`: whether that role has sums to correct, or only begins and ends them, which takes fewer."""
 
     groups: int
     copy: int
     compute: int
     correct: int = 0
+    corrects: bool = True
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,10 @@ class Target:
         shape = self.pad(dim_qk), self.pad(dim_v), groups
         return next((m for m in self.manners if (m.dim_qk, m.dim_v, m.groups) == shape), None)
 
-    def plan(self, groups: int) -> RegisterPlan | None:
+    def plan(self, groups: int, corrects: bool = True) -> RegisterPlan | None:
         """Register budgets for `groups` computing groups; None when the target does not move registers between roles."""
-        return next((p for p in self.register_plans if p.groups == groups), None)
+        own = [p for p in self.register_plans if p.groups == groups and (p.corrects or not corrects)]
+        return min(own, key=lambda p: p.corrects != corrects, default=None)
 
     def fragments(self, computing_warps: int) -> int:
         """Registers of a thread that S, P and O may take when `computing_warps` warps compute; 0 when that many do not fit."""
