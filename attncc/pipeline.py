@@ -11,6 +11,7 @@ from attncc.ir.check_tile import check_tile
 from attncc.passes.attention.simplify import simplify
 from attncc.passes.schedule.assign_roles import assign_roles
 from attncc.passes.schedule.budget_registers import budget_registers
+from attncc.passes.schedule.cap_in_softmax import cap_in_softmax
 from attncc.passes.schedule.copy_biases import copy_biases
 from attncc.passes.schedule.drop_guards import drop_guards
 from attncc.passes.schedule.lazy_rescaling import lazy_rescaling
@@ -81,6 +82,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         tile_order,
         use_tensor_memory,
         share_columns,
+        cap_in_softmax,
         share_exponentials,
         budget_registers,
         skip_missing_tiles,

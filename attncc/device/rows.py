@@ -5,7 +5,7 @@ score tile is a (1, columns) register tensor, and no value ever has to come from
 in pairs (FFMA2, FADD2).
 """
 
-from cutlass import Float32, cute, range_constexpr
+from cutlass import Constexpr, Float32, cute, range_constexpr
 
 from attncc.device import arith, softmax
 from attncc.device.softmax import no_lse, sequence, values, weigh  # noqa: F401
@@ -18,6 +18,10 @@ CHAINS = 2
 """Independent chains of a row's sum."""
 EXP2_COEFFICIENTS = (0.9999280571937561, 0.6932609677314758, 0.2426111251115799, 0.0551716685295105)
 """Of 2**x on [-1/2, 1/2], lowest degree first: the smallest greatest relative error (7.5e-5), by Remez' exchange; a test computes them."""
+NEAR = 1.0
+TANH_COEFFICIENTS = (0.9999185634, -0.3306543024, 0.1188975516, -0.02662967953)
+"""Of tanh on [-NEAR, NEAR], those of x, x**3, x**5 and x**7: the smallest greatest relative error (8.2e-5, a sixth of tanh.approx's), by Remez'
+exchange; a test computes them."""
 ROUNDER = 1.5 * 2**23
 LEAST_EXPONENT = -125.0
 
@@ -73,16 +77,24 @@ def weights(scores, row_max, row_sum, correction, multiplier: float, first: bool
 
 
 def _weigh_pairs(scores, scale, shift, before, polynomial: int, bounded: bool = False):
-    """Scores x become 2**(scale * x + shift) in place; their sum and that of `before`, a pair or None.
+    """Scores x become 2**(scale * x + shift) in place; their sum and that of `before`, a pair or None."""
+
+    def exponent(pair: int):
+        return cute.arch.fma_packed_f32x2((scores[0, 2 * pair], scores[0, 2 * pair + 1]), (scale, scale), (shift, shift))
+
+    return _exp2_pairs(scores, exponent, before, polynomial, bounded)
+
+
+def _exp2_pairs(weights, exponent, before, polynomial: int, bounded: bool):
+    """Weights of pair i become 2**exponent(i); their sum and that of `before`, a pair or None.
 
     `bounded`: no exponent that a polynomial takes is below LEAST_EXPONENT.
     """
     chains = [before] + [None] * (CHAINS - 1)
-    for c in range(0, cute.size(scores, mode=[1]), 2):
-        pair = (scores[0, c], scores[0, c + 1])
-        a, b = cute.arch.fma_packed_f32x2(pair, (scale, scale), (shift, shift))
+    for c in range(0, cute.size(weights, mode=[1]), 2):
+        a, b = exponent(c // 2)
         a, b = exp2_pair(a, b, bounded) if by_polynomial(c // 2, polynomial) else (arith.exp2(a), arith.exp2(b))
-        scores[0, c], scores[0, c + 1] = a, b
+        weights[0, c], weights[0, c + 1] = a, b
         i = c // 2 % CHAINS
         chains[i] = (a, b) if chains[i] is None else cute.arch.add_packed_f32x2(chains[i], (a, b))
     low, high = chains[0] if CHAINS == 1 else cute.arch.add_packed_f32x2(*chains)
@@ -103,6 +115,54 @@ def step_bounded(
     if first or sets:
         more = _round(scores, dtype)
         gap[0] = more if first else gap[0] + more
+
+
+def step_capped(scores, row_max, row_sum, multiplier: float, least: float, cap: float, odd: int, polynomial: int):
+    """As `step_bounded` in a tile that sets no maximum, for the scores tanh(cap * x). `odd` of each 16 pairs take the tanh by a polynomial."""
+    used = arith.fmax(row_max[0], Float32(least))
+    row_max[0] = used
+    shift = used * Float32(-multiplier)
+    if odd:
+        _weigh_capped_where_near(scores, row_sum, shift, multiplier, cap, odd, polynomial)
+    else:
+        _weigh_capped(scores, row_sum, shift, multiplier, cap, 0, polynomial)
+
+
+@cute.jit
+def _weigh_capped_where_near(
+    scores, row_sum, shift, multiplier: Constexpr, cap: Constexpr, odd: Constexpr, polynomial: Constexpr
+):  # fmt: skip
+    """The polynomial is good for |cap * x| <= NEAR alone: a warp that has a larger one takes the special function unit for all."""
+    largest = softmax.maximum([arith.fabs(scores[0, c]) for c in range(cute.size(scores, mode=[1]))])
+    if cute.arch.vote_any_sync(largest > NEAR / cap):
+        _weigh_capped(scores, row_sum, shift, multiplier, cap, 0, polynomial)
+    else:
+        _weigh_capped(scores, row_sum, shift, multiplier, cap, odd, polynomial)
+
+
+def _weigh_capped(scores, row_sum, shift, multiplier: float, cap: float, odd: int, polynomial: int):
+    """Scores x become 2**(multiplier * tanh(cap * x) + shift) in place and enter the row's sum."""
+    exponents = [multiplier * c * cap ** (2 * i + 1) for i, c in enumerate(TANH_COEFFICIENTS)]
+
+    def exponent(pair: int):
+        x = (scores[0, 2 * pair], scores[0, 2 * pair + 1])
+        if by_polynomial(pair, odd):
+            return odd_pair(x, exponents, (shift, shift))
+        low, high = cute.arch.mul_packed_f32x2(x, (Float32(cap), Float32(cap)))
+        scale = Float32(multiplier)
+        return cute.arch.fma_packed_f32x2((arith.tanh(low), arith.tanh(high)), (scale, scale), (shift, shift))
+
+    row_sum[0] = _exp2_pairs(scores, exponent, (row_sum[0], Float32(0.0)), polynomial, bounded=True)
+
+
+def odd_pair(x, coefficients, shift):
+    """x * (c0 + c1 * x**2 + c2 * x**4 + ...) + shift for both numbers of the pair x."""
+    square = cute.arch.mul_packed_f32x2(x, x)
+    pairs = [(Float32(c), Float32(c)) for c in coefficients]
+    out = pairs[-1]
+    for pair in pairs[-2::-1]:
+        out = cute.arch.fma_packed_f32x2(out, square, pair)
+    return cute.arch.fma_packed_f32x2(x, out, shift)
 
 
 def _set_maximum(scores, row_max, least: float, first: bool):

@@ -458,7 +458,7 @@ class Flattener:
 
     def view_softmax_step(self, op):
         if op.maximum is not None:
-            return "softmax_step_bounded", {}
+            return ("softmax_step_bounded" if op.cap is None else "softmax_step_capped"), {}
         if op.half != "both":
             return f"softmax_{op.half}", {}
         return "softmax_step_first" if op.first else "softmax_step", {}

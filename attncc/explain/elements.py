@@ -7,9 +7,10 @@ import dataclasses
 from attncc.ir import schedule as l3
 from attncc.ir.expr import FLOAT, Expr, walk
 from attncc.ir.schedule_ops import compute_role, operations
-from attncc.ir.tile import COLUMN_STEP, ELEMENT, ColLet, RowLet, Score
+from attncc.ir.tile import COLUMN_STEP, ELEMENT, ColLet, RowLet, Score, Weights
 from attncc.targets import Target
 from attncc.targets.cost import LOAD_INSTRUCTIONS, SLOW, SPECIAL, ElementCost, element_cost
+from attncc.targets.model import Shares
 
 STAGED_READ = 1.0
 """A number of a distance in shared memory."""
@@ -20,14 +21,35 @@ def score_cost(schedule: l3.Schedule, target: Target) -> ElementCost:
     """The work of the score of an unmasked tile (the last one of the schedule), and what bounded scores save."""
     extra = element_cost(schedule.attention)
     role = compute_role(schedule)
-    scores = [op for op in operations(role.body) if isinstance(op, Score)]
+    scores = _last_scores(role.body)
     steps = [op for op in operations(role.body) if isinstance(op, l3.SoftmaxStep)]
     instructions = special = 0.0
     if scores:
         instructions, special = _count(scores[-1].expr, _classes_of(role), target, role.rows_per_group // (role.warps * 8 // role.groups))
-    if steps and steps[-1].maximum is not None:
+    capped = bool(steps) and steps[-1].cap is not None
+    if capped:
+        instructions, special = instructions + 1.0, special + 1.0
+    bounded = bool(steps) and steps[-1].maximum is not None
+    if bounded:
         instructions -= 0.5 if target.has("packed_arithmetic") else 1.0  # no running maximum
-    return dataclasses.replace(extra, instructions=instructions, special=special)
+    return dataclasses.replace(extra, instructions=instructions, special=special, bounded=bounded, capped=capped)
+
+
+def shares_of(schedule: l3.Schedule) -> Shares:
+    """What the softmax step of an unmasked tile makes by polynomials."""
+    steps = [op for op in operations(compute_role(schedule).body) if isinstance(op, l3.SoftmaxStep) and op.half != "maximum"]
+    return Shares(steps[-1].polynomial, steps[-1].odd) if steps else Shares()
+
+
+def _last_scores(body: tuple) -> list[Score]:
+    """The scores of the last tile's body. It may have none, where softmax does all."""
+    found: list[Score] = []
+    for op in body:
+        found = [op] if isinstance(op, Score) else found
+        inner = getattr(op, "body", ())
+        if any(isinstance(o, (l3.SoftmaxStep, Weights)) for o in operations(inner)):
+            found = _last_scores(inner)
+    return found
 
 
 def _classes_of(role: l3.Role) -> dict[str, int]:

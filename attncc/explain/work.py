@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from attncc.diagnostics import fail
-from attncc.explain.elements import score_cost
+from attncc.explain.elements import score_cost, shares_of
 from attncc.formats import bytes_of
 from attncc.interp.data import make_inputs
 from attncc.interp.evaluate import UNUSED, evaluate
@@ -197,7 +197,7 @@ def predict(schedule: Schedule, target: Target, shape: Shape, done: Work) -> Est
     cells = shape.batch * a.heads_q * shape.seq_q * shape.seq_kv
     visited = (done.partial + done.full) // max(1, shape.batch * a.heads_q)
     kept = done.kept / cells if cells else 0.0
-    return estimate(a, target, tiles_of(schedule), shape.batch, shape.seq_q, shape.seq_kv, kept, visited, score_cost(schedule, target))
+    return estimate(a, target, tiles_of(schedule), shape.batch, shape.seq_q, shape.seq_kv, kept, visited, score_cost(schedule, target), shares_of(schedule))
 
 
 def share(part: int, whole: int) -> str:

@@ -179,6 +179,8 @@ def _mask(n: Numbers, i: int, op: Mask, env) -> None:
 def _softmax_step(n: Numbers, i: int, op: l3.SoftmaxStep, env) -> None:
     """Without the guard a row that has no key yet gives NaN, as on the device."""
     r = n.registers[i]
+    if op.cap is not None:
+        r[op.scores] = torch.tanh(op.cap * r[op.scores])
     if op.maximum is not None:
         largest = r[op.scores].amax(-1, keepdim=True)
         old = torch.full_like(largest, -INFINITY) if op.first else r[op.row_max]

@@ -49,7 +49,7 @@ BLACKWELL = Target(
         copy_cycles=900.0,
         tensor_share=0.90,
         element_instructions=3.0,
-        loop_instructions=90.0,
+        loop_instructions=60.0,
         source="B200 data sheet and NVIDIA's CUDA programming guide; shares are estimates: nothing was measured on the device",
     ),
     published=(

@@ -33,6 +33,7 @@ class ElementCost:
     mask_loads               numbers that the mask reads from a tensor for each key
     mask_size                operators, names and numbers of the mask
     weights                  whether scores become weights without softmax, by a function of its own
+    bounded, capped          whether no running maximum is kept, and whether the softmax step makes the tanh of the score (known after the passes)
     """
 
     instructions: float = 0.0
@@ -45,6 +46,8 @@ class ElementCost:
     mask_loads: int = 0
     mask_size: int = 0
     weights: bool = False
+    bounded: bool = False
+    capped: bool = False
 
     @property
     def is_banded(self) -> bool:

@@ -21,8 +21,9 @@ from attncc.interp.schedule_trace import blocks_of, call_of
 from attncc.ir import schedule as l3
 from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.text import format_expr, format_program, parse_program
-from attncc.ir.tile import ColLet
+from attncc.ir.tile import ColLet, Score
 from attncc.lower import load
+from attncc.passes.schedule.cap_in_softmax import cap_in_softmax
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.share_columns import share_columns
 from attncc.passes.schedule.share_exponentials import share_exponentials
@@ -30,17 +31,17 @@ from attncc.passes.schedule.tile_order import heads_together
 from attncc.passes.schedule.use_tensor_memory import use_tensor_memory
 from attncc.targets import TARGETS
 from attncc.targets.fit import Tiles
-from attncc.targets.model import polynomials
+from attncc.targets.model import Shares, shares
 from tests.schedules import attention, schedule
 
 CHANGES = Path(__file__).parent / "changes"
 PASSES = [(t, p) for t in ("hopper", "ampere") for p in pipeline.SCHEDULE_PASSES[t]]
-PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, share_exponentials)]
+PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, cap_in_softmax, share_exponentials)]
 NEEDED = {"place_copy_waits", "use_tensor_memory"}
 """Passes without which a schedule is not finished."""
 SUBJECTS = {
     "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "copy_biases": {"name": "pairs"},
-    "persistent_blocks": {"name": "narrow", "tile_m": 192}, "skip_missing_tiles": {"name": "packed"},
+    "persistent_blocks": {"name": "narrow", "tile_m": 192}, "cap_in_softmax": {"name": "capped"}, "skip_missing_tiles": {"name": "packed"},
 }  # fmt: skip
 """What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair, a shape
 whose blocks take several tiles, packed sequences."""
@@ -188,10 +189,27 @@ def test_numbers_of_a_key_are_made_before_the_scores_are_waited_for():
 def test_polynomials_stay_away_from_masks_and_other_types():
     steps = [op for op in ops(schedule("causal", "blackwell"), l3.SoftmaxStep) if op.half == "weights"]
     target, tiles = TARGETS["blackwell"], Tiles(256, 64, 2, 128, 3)
-    count = polynomials(attention("causal"), target, tiles)
+    count = shares(attention("causal"), target, tiles).polynomial
     assert 0 < count < 8 and [op.polynomial for op in steps] == [0, 0, count], "first, partial and full tiles"
-    assert polynomials(dataclasses.replace(attention("causal"), dtype="f16"), target, tiles) == 0
-    assert polynomials(attention("causal"), TARGETS["hopper"], tiles) == 0
+    assert not shares(dataclasses.replace(attention("causal"), dtype="f16"), target, tiles).any
+    assert not shares(attention("causal"), TARGETS["hopper"], tiles).any
+
+
+def test_a_cap_joins_softmax_where_nothing_comes_between():
+    """Not in tiles that mask or set the maximum, not for fp16, not under another term; a sum inside the cap stays a score of its own."""
+    s = schedule("capped", "blackwell")
+    assert [(op.cap is not None, op.odd) for op in ops(s, l3.SoftmaxStep)] == [(False, 0), (False, 0), (True, 16)], "first, partial and full tiles"
+    assert [format_expr(op.expr)[:5] for op in ops(s, Score)] == ["tanh("] * 2
+
+    def steps(body: str, dtype: str = "bf16"):
+        text = f"attention one {{ heads q = 1, kv = 1\n dim 64\n dtype {dtype}\n {body} }}"
+        s = lower(load(text), TARGETS["blackwell"]).schedule
+        return [op.cap for op in ops(s, l3.SoftmaxStep) if op.half != "maximum"][-1], [format_expr(op.expr) for op in ops(s, Score)][-1:]
+
+    assert steps("score softcap(5.0)", "f16")[0] is None
+    assert steps("score softcap(5.0)\n bias min(max(0.1 * float(kv_idx - q_idx), -1.0), 0.0)")[0] is None
+    cap, scores = steps("score s + 0.1 * float(kv_idx)\n score softcap(5.0)")
+    assert cap == 1.0 and "tanh" not in scores[0] and "qk" in scores[0]
 
 
 def test_more_stages_change_the_waits_of_a_role_that_copies_for_itself():
