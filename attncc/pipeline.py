@@ -15,6 +15,7 @@ from attncc.passes.schedule.cap_in_softmax import cap_in_softmax
 from attncc.passes.schedule.copy_biases import copy_biases
 from attncc.passes.schedule.drop_guards import drop_guards
 from attncc.passes.schedule.lazy_rescaling import lazy_rescaling
+from attncc.passes.schedule.level_distances import level_distances
 from attncc.passes.schedule.narrow_groups import narrow_groups
 from attncc.passes.schedule.overlap_softmax_with_mma import overlap_softmax_with_mma
 from attncc.passes.schedule.peel_first_tile import peel_first_tile
@@ -82,6 +83,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         tile_order,
         use_tensor_memory,
         share_columns,
+        level_distances,
         cap_in_softmax,
         share_exponentials,
         budget_registers,

@@ -271,3 +271,43 @@ def column_numbers(columns, slot, kind):
 def staging_width(tile_n: int) -> int:
     """Distances kv_idx - q_idx of a part's rows and `tile_n` keys, filled up to whole groups of threads."""
     return -(-(ROWS - 1 + tile_n) // GROUP) * GROUP
+
+
+def least_distance(kv_first, q_first, group):
+    """Of the keys from kv_first on and the rows of a group of the query tile from q_first on."""
+    return kv_first - q_first - group * ROWS - (ROWS - 1)
+
+
+COPIES, SKEW = 4, 8
+"""Distances are staged four times, copy s shifted by s, so that each thread finds its own, which begin anywhere, four by four at multiples of four.
+Eight threads read at once, with two multiples of four in each copy: by the skew of 8 numbers from copy to copy they lie in different banks."""
+
+
+def _copy_stride(tile_n: int) -> int:
+    return staging_width(tile_n) + SKEW
+
+
+def make_staging(memory, parts: int, terms: int, tile_n: int):
+    """Room for the staged numbers of all groups."""
+    return vector(memory, parts * terms * COPIES * _copy_stride(tile_n))
+
+
+def staged_distances(staging, group, terms: int, tile_n: int):
+    """The staged numbers of a group, those of `terms` terms."""
+    count = terms * COPIES * _copy_stride(tile_n)
+    return cute.make_tensor(staging.iterator + group * count, cute.make_layout(count))
+
+
+def stage_distance(diagonals, term: int, tile_n: int, at, number):
+    """`number` is that of distance `at`, counted from the least one. (The first few fall in the gap before a copy.)"""
+    stride = _copy_stride(tile_n)
+    for copy in range(COPIES):
+        diagonals[SKEW + (term * COPIES + copy) * stride + at - copy] = number
+
+
+def own_distances(diagonals, term: int, tile_n: int, thread):
+    """Element c is the number of the thread's row and column c."""
+    first = ROWS - 1 - thread % GROUP
+    copy = first % COPIES
+    place = diagonals.iterator + (SKEW + term * COPIES * _copy_stride(tile_n) + copy * _copy_stride(tile_n) + (first - copy))
+    return cute.make_tensor(place.align(16), cute.make_layout(tile_n))

@@ -18,7 +18,6 @@ import itertools
 import re
 from collections.abc import Mapping
 
-from attncc.emit.diagonals import DISTANCE, split_diagonals
 from attncc.emit.expressions import Names, literal, local_name, names_of, tensor_name, to_statements
 from attncc.emit.pairs import QK, split_scaled
 from attncc.emit.ranges import KeyRange, key_range
@@ -40,6 +39,7 @@ from attncc.emit.view import (
 )
 from attncc.ir import packing
 from attncc.ir import schedule as l3
+from attncc.ir.diagonals import DISTANCE, split_diagonals
 from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, substitute, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
 from attncc.ir.schedule_ops import STATISTICS, blocks_read, names_read, operations, parts
@@ -397,12 +397,29 @@ class Flattener:
             return self.score_in_pairs(op) or ("score", {"blocks": blocks})
         names = self.names(f"e{self.count}d", {DISTANCE: DISTANCE})
         texts = [to_statements((term,), names) for term in terms]
+        if self.owns_rows:
+            return self.score_by_distance(op, expr, texts)
         staged = [f"diagonals[{i} * WIDTH + stage_at + near]" for i in range(len(terms))]
         inner = self.names(f"e{self.count}s", {**self.variables(op), **{f"diagonal_{i}": s for i, s in enumerate(staged)}})
         lines, (text,) = to_statements((expr,), inner)
         self.staged = max(self.staged, len(terms))
         parts = tuple({"number": i, "lines": found, "text": value} for i, (found, (value,)) in enumerate(texts))
         return "score_staged", {"parts": parts, "inner": lines, "text": text, "barrier": self.staging_barrier, "blocks": blocks}
+
+    def score_by_distance(self, op, expr: Expr, texts: list):
+        """Where a thread owns a whole row: its distances follow each other. A tile where the terms are the same needs one of each."""
+        self.staged = max(self.staged, len(texts))
+        parts = tuple({"number": i, "lines": found, "text": value} for i, (found, (value,)) in enumerate(texts))
+        same_lines, (same,) = to_statements((TRUE if op.same is None else op.same,), self.names(f"e{self.count}w"))
+        fields = {"parts": parts, "barrier": self.staging_barrier, "same_lines": same_lines, "same": same}
+        lets = self.element_lets
+        for kind, text in (("staged", "near_{}[c]"), ("level", "level_{}")):
+            self.element_lets = {**lets, **{f"diagonal_{i}": text.format(i) for i in range(len(texts))}}
+            fields[kind] = (self.step(dataclasses.replace(op, expr=expr, same=None)),)
+        self.element_lets = lets
+        if op.same is None:
+            return "score_staged", fields
+        return "score_level_or_staged", {**fields, "otherwise": (Step("score_staged", {**fields, "dst": op.dst}),)}
 
     def score_in_pairs(self, op):
         """Where a thread owns whole rows: a multiple of the product and a term, two columns at a time, then what is left; None elsewhere."""

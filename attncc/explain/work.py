@@ -16,6 +16,7 @@ from attncc.ir import tile as l2
 from attncc.ir.attention import Attention
 from attncc.ir.expr import tensors, variables
 from attncc.ir.schedule import Schedule
+from attncc.ir.schedule_ops import compute_role, operations, parts
 from attncc.targets import Target
 from attncc.targets.fit import Tiles
 from attncc.targets.model import Estimate, estimate
@@ -196,8 +197,21 @@ def predict(schedule: Schedule, target: Target, shape: Shape, done: Work) -> Est
     a = schedule.attention
     cells = shape.batch * a.heads_q * shape.seq_q * shape.seq_kv
     visited = (done.partial + done.full) // max(1, shape.batch * a.heads_q)
+    extra = score_cost(schedule, target, min(1.0, near_tiles(schedule, shape) / max(1, visited)))
     kept = done.kept / cells if cells else 0.0
-    return estimate(a, target, tiles_of(schedule), shape.batch, shape.seq_q, shape.seq_kv, kept, visited, score_cost(schedule, target), shares_of(schedule))
+    return estimate(a, target, tiles_of(schedule), shape.batch, shape.seq_q, shape.seq_kv, kept, visited, extra, shares_of(schedule))
+
+
+def near_tiles(schedule: Schedule, shape: Shape) -> float:
+    """Key tiles of one head, masked or not, whose terms of the distance are not all the same; each group of rows counts for its part."""
+    found = [op.same for op in operations(compute_role(schedule).body) if isinstance(op, l2.Score)]
+    rows, keys = -(-shape.seq_q // schedule.tile_m), -(-shape.seq_kv // schedule.tile_n)
+    if not found or found[-1] is None:
+        return float(rows * keys)
+    groups = parts(schedule)
+    env = {"seq_q": shape.seq_q, "seq_kv": shape.seq_kv, "off": shape.seq_kv - shape.seq_q, "batch": shape.batch}
+    env |= {"q_tile": torch.arange(rows).view(-1, 1, 1), "kv_tile": torch.arange(keys).view(1, -1, 1), "group": torch.arange(groups)}
+    return float((~evaluate(found[-1], env, {}, valid=UNUSED)).sum()) / groups
 
 
 def share(part: int, whole: int) -> str:

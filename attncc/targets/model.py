@@ -108,7 +108,7 @@ def period(
         if not extra.bounded:
             slots += tiles.tile_m * v / WARP_THREADS * CORRECTION_INSTRUCTIONS + target.group_warps * CORRECTION_LOOP
     issue = slots / (r.issue * share)
-    shared = _shared_cycles(target, tiles, qk, v) / 0.9
+    shared = (_shared_cycles(target, tiles, qk, v) + elements * extra.shared_bytes / r.shared_bytes) / 0.9
     fill = 0.0
     if r.fill_bytes and not extra.is_banded:  # the short loops of banded masks wait for other things
         fill = tiles.tile_n * (qk + v) * bytes_of(attention.dtype) * resident / r.fill_bytes
@@ -158,8 +158,8 @@ def _shared_cycles(target: Target, tiles: Tiles, dim_qk: int, dim_v: int) -> flo
     q = tiles.tile_m * dim_qk * 2
     if not target.has("mma_shared_operands"):
         return (incoming + k_and_v + q) / target.rates.shared_bytes
-    # a product of m rows reads its n x 16 operand in n / 4 cycles and its m x 16 one in 16
-    first = dim_qk / 16 * (16 + tiles.tile_n / 4)
+    # a product of m rows reads its n x 16 operand in n / 4 cycles and its m x 16 one in m / 4
+    first = dim_qk / 16 * (target.mma.m / 4 + tiles.tile_n / 4)
     second = tiles.tile_n / 16 * (dim_v / 4)
     return tiles.groups * (first + second) + incoming / target.rates.shared_bytes
 

@@ -39,6 +39,7 @@ def role_loops(sass: str) -> dict[str, Counter]:
     """
     marks = {
         "capped": lambda c: c["STTM"] == 4 and c["VOTE"] and c["FMUL2"] == 128,
+        "distances": lambda c: c["STTM"] == 4 and c["LDS"] >= 32 and c["MUFU"] <= 130,
         "producer": lambda c: c["UTMALDG"] == 2, "issuer": lambda c: c["UTCHMMA"] == 24,
         "softmax": lambda c: c["STTM"] == 4 and c["LEA"], "correction": lambda c: c["FMUL2"] == 64 and not c["F2FP"],
     }  # fmt: skip
@@ -88,6 +89,16 @@ def test_capped_scores_take_a_polynomial_for_their_tanh():
     assert census["F2FP"] == 64 and census["FMNMX3"] + census["FMNMX"] <= 66, "of three numbers at once, without signs"
     assert census.total() - sum(far.values()) <= 710
     assert "correction" not in role_loops(outcome.sass)
+
+
+def test_distances_are_read_four_at_a_time_or_not_at_all():
+    """Both ways of a tile's table of distances are in the loop: 32 reads of four numbers and 64 additions of two, or 64 additions."""
+    s = schedule("dim 64", "tensor table: f32[heads_q, 257]\n bias relative_table(table, 128)")
+    outcome = compile_schedule(s, "sm_100a", "UTCHMMA")
+    assert outcome.resources.frame == 0 and s.tile_n == 128
+    loop = role_loops(outcome.sass)["distances"]
+    assert loop["LDS"] == 128 // 4 and loop["STS"] <= 2 * 4 + 1 and 3 * 64 - 1 <= loop["FFMA2"] <= 3 * 64 and loop["FFMA"] == 0
+    assert loop.total() <= 690
 
 
 @pytest.mark.parametrize("dims", ("dim 64", "dim 128", "dim qk = 192, v = 128", "dim 192", "dim 256"))

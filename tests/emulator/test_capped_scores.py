@@ -1,4 +1,4 @@
-"""Capped scores on the target with tensor memory, in the emulator: warps in and out of the polynomial's range."""
+"""Capped scores on the target with tensor memory, in the emulator: warps in and out of the polynomial's range, rows with few keys (in turns, by the day)."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from attncc.interp.reference import reference
 from attncc.interp.run_attention import run_attention
 from attncc.measure import LSE_ALLOWED, SLACK, distance, lse_distance
 from attncc.runtime.emulated import emulate_calls
+from tests.rotation import turn
 
 ROWS, KEYS, CAP = 130, 300, 5.0
 
@@ -28,8 +29,7 @@ def run(body: str, scale: torch.Tensor, keys: int = KEYS):
     return kernel, torch.einsum("bqhd,bkhd->bqk", q.float(), k.float()) / 32**0.5
 
 
-@pytest.mark.slow
-def test_warps_in_and_out_of_range():
+def in_and_out_of_range():
     """The first warp's scores are small, the second's far beyond the cap, of the third one row is."""
     scale = torch.ones(ROWS)
     scale[32:64], scale[70] = 40.0, 40.0
@@ -39,10 +39,15 @@ def test_warps_in_and_out_of_range():
     assert largest[:32].max() < CAP < largest[32:64].min() and largest[70] > CAP
 
 
-@pytest.mark.slow
-def test_rows_with_few_keys_have_the_weights_that_are_summed():
-    """In the first rows all keys lie in tiles with a mask; one row in ten has large scores."""
+def few_keys():
+    """In the first rows all keys lie in tiles with a mask, where sums are of rounded weights; one row in ten has large scores."""
     scale = torch.ones(ROWS)
     scale[::10] = 100.0
     kernel, _ = run("score softcap(30.0)\n mask kv_idx <= q_idx", scale, keys=ROWS)
     assert "softmax.step_bounded" in kernel.source
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", turn([in_and_out_of_range, few_keys], 2))
+def test_the_error_is_that_of_the_eager_computation(case):
+    case()

@@ -6,6 +6,7 @@ anew with `python -m tests.passes.schedule.test_schedule_passes` and read the di
 
 import dataclasses
 import difflib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,13 @@ from attncc.interp.reference import reference
 from attncc.interp.run_schedule import run_schedule
 from attncc.interp.schedule_trace import blocks_of, call_of
 from attncc.ir import schedule as l3
+from attncc.ir.expr import TRUE
 from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.text import format_expr, format_program, parse_program
 from attncc.ir.tile import ColLet, Score
 from attncc.lower import load
 from attncc.passes.schedule.cap_in_softmax import cap_in_softmax
+from attncc.passes.schedule.level_distances import level_distances
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.share_columns import share_columns
 from attncc.passes.schedule.share_exponentials import share_exponentials
@@ -31,20 +34,21 @@ from attncc.passes.schedule.tile_order import heads_together
 from attncc.passes.schedule.use_tensor_memory import use_tensor_memory
 from attncc.targets import TARGETS
 from attncc.targets.fit import Tiles
-from attncc.targets.model import Shares, shares
-from tests.schedules import attention, schedule
+from attncc.targets.model import shares
+from tests.schedules import attention, change, schedule
 
 CHANGES = Path(__file__).parent / "changes"
 PASSES = [(t, p) for t in ("hopper", "ampere") for p in pipeline.SCHEDULE_PASSES[t]]
-PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, cap_in_softmax, share_exponentials)]
+PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, level_distances, cap_in_softmax, share_exponentials)]
 NEEDED = {"place_copy_waits", "use_tensor_memory"}
 """Passes without which a schedule is not finished."""
 SUBJECTS = {
     "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "copy_biases": {"name": "pairs"},
-    "persistent_blocks": {"name": "narrow", "tile_m": 192}, "cap_in_softmax": {"name": "capped"}, "skip_missing_tiles": {"name": "packed"},
+    "persistent_blocks": {"name": "narrow", "tile_m": 192}, "skip_missing_tiles": {"name": "packed"},
+    "cap_in_softmax": {"name": "capped"}, "level_distances": {"name": "distances"},
 }  # fmt: skip
 """What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair, a shape
-whose blocks take several tiles, packed sequences."""
+whose blocks take several tiles, packed sequences, capped scores, a table of distances."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -210,6 +214,30 @@ def test_a_cap_joins_softmax_where_nothing_comes_between():
     assert steps("score softcap(5.0)\n bias min(max(0.1 * float(kv_idx - q_idx), -1.0), 0.0)")[0] is None
     cap, scores = steps("score s + 0.1 * float(kv_idx)\n score softcap(5.0)")
     assert cap == 1.0 and "tanh" not in scores[0] and "qk" in scores[0]
+
+
+def test_tiles_far_from_the_diagonal_need_one_number_of_a_table():
+    """The condition holds just where no distance of the tile is inside the clipped range; buckets have one too, sums of cosines none."""
+    same = ops(schedule("distances", "blackwell"), Score)[-1].same
+    for q_tile, kv_tile, group in itertools.product(range(3), range(9), range(2)):
+        least = 64 * kv_tile - 256 * q_tile - 128 * group - 127
+        env = {"q_tile": q_tile, "kv_tile": kv_tile, "group": group, "off": 0, "seq_q": 700, "seq_kv": 700}
+        assert number(same, env) == (least >= 8 or least + 127 + 63 <= -8), (q_tile, kv_tile, group)
+
+    def condition(body: str):
+        text = f"attention one {{ heads q = 1, kv = 1\n dim 64\n dtype bf16\n {body} }}"
+        return ops(lower(load(text), TARGETS["blackwell"]).schedule, Score)[-1].same
+
+    assert condition("tensor t: f32[16, heads_q]\n bias t5_bias(t, 16, 20)") is not None
+    assert condition("bias sandwich(16)") is None
+    assert condition("tensor t: f32[heads_q, 17]\n bias 0.1 * float(kv_idx - q_idx) * relative_table(t, 8)") is None
+
+
+def test_a_condition_that_holds_too_often_gives_wrong_numbers():
+    s = change(schedule("distances", "blackwell"), "consumer", lambda op: (dataclasses.replace(op, same=TRUE) if isinstance(op, Score) else op,))
+    check_numbers(schedule("distances", "blackwell"), "distances", 130, 200)
+    with pytest.raises(AssertionError):
+        check_numbers(s, "distances", 130, 200)
 
 
 def test_more_stages_change_the_waits_of_a_role_that_copies_for_itself():
