@@ -9,7 +9,7 @@ from cutlass import Float32, Int32, Int64, cute
 from cutlass.cute.nvgpu import OperandMajorMode, tcgen05
 from cutlass.utils import sm100 as _sm100
 
-from attncc.device import softmax
+from attncc.device import arith, softmax
 
 ROWS = 128
 GROUP = 128
@@ -311,3 +311,34 @@ def own_distances(diagonals, term: int, tile_n: int, thread):
     copy = first % COPIES
     place = diagonals.iterator + (SKEW + term * COPIES * _copy_stride(tile_n) + copy * _copy_stride(tile_n) + (first - copy))
     return cute.make_tensor(place.align(16), cute.make_layout(tile_n))
+
+
+def row_of(tensor, index: tuple, first):
+    """The row of a tensor at `index`, from element `first` on."""
+    row = tensor[(*(Int32(i) for i in index), None)]
+    return cute.domain_offset((first,), row)
+
+
+def is_row_aligned(row):
+    """Whether its elements lie side by side from a multiple of 16 bytes on."""
+    return (row.stride[0] == 1) & (row.iterator.toint() % 16 == 0)
+
+
+def is_everywhere(condition):
+    """Whether a condition holds for all threads of the warp."""
+    return cute.arch.vote_any_sync(arith.logical_not(condition)) == False  # noqa: E712 - a value of the kernel
+
+
+def read_row(row, count: int):
+    """The first `count` numbers of 16 bits of an aligned row, in registers."""
+    source = cute.make_tensor(row.iterator.align(16), cute.make_layout(count))
+    held = cute.make_rmem_tensor((count,), row.element_type)
+    cute.autovec_copy(source, held)
+    return held
+
+
+def number_of_row(held, c: int):
+    """Number c as Float32; a bf16 one is the upper half of its float32."""
+    if held.element_type.__name__ != "BFloat16":
+        return held[c].to(Float32)
+    return softmax.unpack(held.element_type, cute.recast_tensor(held, Int32)[c // 2])[c % 2]

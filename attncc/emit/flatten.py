@@ -40,16 +40,18 @@ from attncc.emit.view import (
 from attncc.ir import packing
 from attncc.ir import schedule as l3
 from attncc.ir.diagonals import DISTANCE, split_diagonals
-from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, substitute, var
+from attncc.ir.expr import BOOL, FLOAT, INT, TRUE, Expr, const, floordiv, rebuild, substitute, var, variables, walk
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
 from attncc.ir.schedule_ops import STATISTICS, blocks_read, names_read, operations, parts
-from attncc.ir.tile import LSE, REGISTER, SHARED, ColLet, Let, Mask, RowLet, Score, Store
+from attncc.ir.tile import COLUMN_STEP, LSE, REGISTER, SHARED, ColLet, Let, Mask, RowLet, Score, Store
 
 WARP = 32
 HEADS = {"q": "h", "o": "h", "k": "hkv", "v": "hkv"}
 """The head that a tensor is indexed by."""
 STAGING_THREADS = 128
 """Threads of a group that stages the terms of the distance in shared memory."""
+OWN = "__own_"
+ROW_TYPES = ("bf16", "f16")
 FIRST_BARRIER = 1
 """Named barrier 0 is the whole block's."""
 
@@ -276,7 +278,9 @@ class Flattener:
     def step(self, op) -> Step:
         """One operation: its fields, flattened."""
         handler = getattr(self, f"view_{macro_name(type(op))}", None)
-        macro, extra = handler(op) if handler else (macro_name(type(op)), {})
+        return self.step_of(op, *(handler(op) if handler else (macro_name(type(op)), {})))
+
+    def step_of(self, op, macro: str, extra: dict) -> Step:
         self.count += 1
         names = self.names(f"e{self.count}", self.variables(op))
         fields: dict[str, object] = {"lines": ()}
@@ -394,7 +398,7 @@ class Flattener:
         blocks = tuple(Step("load_block", {"name": n, "channel": self.channels[n], "product": self.product_of[op.dst]}) for n in blocks_read(op))
         expr, terms = split_diagonals(op.expr, columns)
         if not terms or self.group_threads != STAGING_THREADS:
-            return self.score_in_pairs(op) or ("score", {"blocks": blocks})
+            return self.score_by_rows(op) or self.score_in_pairs(op) or ("score", {"blocks": blocks})
         names = self.names(f"e{self.count}d", {DISTANCE: DISTANCE})
         texts = [to_statements((term,), names) for term in terms]
         if self.owns_rows:
@@ -420,6 +424,27 @@ class Flattener:
         if op.same is None:
             return "score_staged", fields
         return "score_level_or_staged", {**fields, "otherwise": (Step("score_staged", {**fields, "dst": op.dst}),)}
+
+    def score_by_rows(self, op):
+        """Where a thread owns a whole row and reads one of a tensor of 16-bit numbers: eight at once, if they lie side by side; None elsewhere."""
+        tensors = {t.name: t.dtype for t in self.schedule.attention.tensors if t.dtype in ROW_TYPES}
+        found = [n for n in walk(op.expr) if self.owns_rows and n.op == "load" and n.value in tensors and reads_row(n)]
+        if not found:
+            return None
+        names = self.names(f"e{self.count}o", {**self.variables(op), **{n: t.replace("[r]", "[0]") for n, t in self.element_lets.items()}})
+        rows = []
+        for i, node in enumerate(found):
+            lines, texts = to_statements(node.args[:-1], names)
+            rows.append({"number": i, "tensor": tensor_name(node.value), "lines": lines, "index": "".join(f"{t}, " for t in texts)})
+        expr = replace_nodes(op.expr, {n: var(f"{OWN}{i}", FLOAT) for i, n in enumerate(found)})
+        single = self.score_in_pairs(op) or ("score", {"blocks": ()})
+        lets = self.element_lets
+        self.element_lets = {**lets, **{f"{OWN}{i}": f"blackwell.number_of_row(own_{i}, c)" for i in range(len(found))}}
+        eight = self.step(dataclasses.replace(op, expr=expr))
+        self.element_lets = lets
+        plain = self.step_of(op, *single)
+        ready = " & ".join(f"blackwell.is_row_aligned(row_{i})" for i in range(len(found)))
+        return "score_rows", {"rows": tuple(rows), "ready": ready, "eight": (eight,), "single": (plain,)}
 
     def score_in_pairs(self, op):
         """Where a thread owns whole rows: a multiple of the product and a term, two columns at a time, then what is left; None elsewhere."""
@@ -518,6 +543,16 @@ class Flattener:
         space = self.buffers[op.src].space
         rows = Step(f"lse_rows_{self.layout}", {}) if op.tensor == "lse" else self.place_of(op.tensor)["rows"]
         return f"store_{op.tensor}_{space}", {"tile": self.tiles.get(op.src), "rows": rows}
+
+
+def reads_row(node: Expr) -> bool:
+    """Whether neighbouring keys read neighbouring elements of one row."""
+    kv = var("kv_idx")
+    return len(node.args) > 1 and node.args[-1] is kv and not any("kv_idx" in variables(a) or COLUMN_STEP in variables(a) for a in node.args[:-1])
+
+
+def replace_nodes(expr: Expr, new: Mapping[Expr, Expr]) -> Expr:
+    return new[expr] if expr in new else rebuild(expr, tuple(replace_nodes(a, new) for a in expr.args)) if expr.args else expr
 
 
 def channels_of(role: Role) -> frozenset[str]:

@@ -6,7 +6,7 @@ import dataclasses
 
 from attncc.ir import schedule as l3
 from attncc.ir.diagonals import split_diagonals
-from attncc.ir.expr import FLOAT, Expr, variables, walk
+from attncc.ir.expr import FLOAT, Expr, var, variables, walk
 from attncc.ir.schedule_ops import compute_role, element_names, operations
 from attncc.ir.tile import COLUMN_STEP, ELEMENT, ColLet, RowLet, Score, Weights
 from attncc.targets import Target
@@ -19,6 +19,9 @@ ROW_READ = 0.25
 """The same where a thread owns whole rows and reads four at once."""
 GATHERED_READ = 10.0
 """An element of a tensor, where a thread reads its row's one by one: strides are numbers of 64 bits."""
+EIGHT_READ, ROW_BYTES = 1.2, 4.0
+"""The same where eight numbers of a row come at once: a shift or a mask, and its part of the load. Each 16 bytes are half of a sector of 32 that
+the first-level cache, which is the shared memory, gives."""
 STAGING_INSTRUCTIONS, LEVEL_INSTRUCTIONS = 50.0, 20.0
 """Of a warp and tile: to stage the numbers of a term there, and to find out that a tile needs but one (counted in compiled kernels)."""
 COLUMN_INSTRUCTIONS = 15.0
@@ -40,9 +43,11 @@ def score_cost(schedule: l3.Schedule, target: Target, near: float = 1.0) -> Elem
             rows = 1
             expr, terms = split_diagonals(expr, element_names(role.body))
         instructions, special = _count(expr, _classes_of(role), target, rows)
+        rows_read = sum(_reads_row(n, schedule) for n in walk(expr)) if target.has("tensor_memory") else 0
+        instructions -= rows_read * (GATHERED_READ - EIGHT_READ)
         staged = len(terms) * (ROW_READ + STAGING_INSTRUCTIONS / schedule.tile_n)
         instructions += near * staged + (LEVEL_INSTRUCTIONS / schedule.tile_n if scores[-1].same is not None else 0.0)
-        read = 4.0 * near * len(terms)
+        read = 4.0 * near * len(terms) + ROW_BYTES * rows_read
         columns = _shared_columns(role.body) & variables(expr)
         instructions += len(columns) * (ROW_READ + COLUMN_INSTRUCTIONS / schedule.tile_n)
         read += 1.0 * len(columns)  # all of a warp's threads read the same four numbers
@@ -121,6 +126,14 @@ def _instructions(node: Expr, own: int, target: Target) -> float:
 def _shared_columns(body: tuple) -> frozenset[str]:
     """Numbers of a key that a thread of the group computes for all."""
     return frozenset(op.name for op in operations(body) if isinstance(op, ColLet) and op.slot is not None)
+
+
+def _reads_row(node: Expr, schedule: l3.Schedule) -> bool:
+    """Whether `node` reads 16-bit numbers of neighbouring keys side by side."""
+    if node.op != "load" or not (len(node.args) > 1 and node.args[-1] == var("kv_idx")):
+        return False
+    dtype = next((t.dtype for t in schedule.attention.tensors if t.name == node.value), "")
+    return dtype in ("bf16", "f16") and not any("kv_idx" in variables(a) for a in node.args[:-1])
 
 
 def _is_step(node: Expr) -> bool:
