@@ -326,7 +326,7 @@ def is_row_aligned(row):
 
 def is_everywhere(condition):
     """Whether a condition holds for all threads of the warp."""
-    return cute.arch.vote_any_sync(arith.logical_not(condition)) == False  # noqa: E712 - a value of the kernel
+    return arith.logical_not(cute.arch.vote_any_sync(arith.logical_not(condition)))
 
 
 def read_row(row, count: int):
@@ -335,10 +335,3 @@ def read_row(row, count: int):
     held = cute.make_rmem_tensor((count,), row.element_type)
     cute.autovec_copy(source, held)
     return held
-
-
-def number_of_row(held, c: int):
-    """Number c as Float32; a bf16 one is the upper half of its float32."""
-    if held.element_type.__name__ != "BFloat16":
-        return held[c].to(Float32)
-    return softmax.unpack(held.element_type, cute.recast_tensor(held, Int32)[c // 2])[c % 2]

@@ -5,7 +5,7 @@ score tile is a (1, columns) register tensor, and no value ever has to come from
 in pairs (FFMA2, FADD2).
 """
 
-from cutlass import Constexpr, Float32, cute, range_constexpr
+from cutlass import Constexpr, Float32, Int32, cute, range_constexpr
 
 from attncc.device import arith, softmax
 from attncc.device.softmax import no_lse, sequence, values, weigh  # noqa: F401
@@ -282,3 +282,10 @@ def store_rows(numbers, target, row, seq_q):
     for r in range_constexpr(cute.size(numbers)):
         if row < seq_q:
             target[row] = numbers[r]
+
+
+def number_of_row(held, c: int):
+    """Number c as Float32; a bf16 one is the upper half of its float32."""
+    if held.element_type.__name__ != "BFloat16":
+        return held[c].to(Float32)
+    return softmax.unpack(held.element_type, cute.recast_tensor(held, Int32)[c // 2])[c % 2]

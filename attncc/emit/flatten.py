@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping
 
 from attncc.emit.expressions import Names, literal, local_name, names_of, tensor_name, to_statements
+from attncc.emit.own_rows import score_by_distance, score_by_rows
 from attncc.emit.pairs import QK, split_scaled
 from attncc.emit.ranges import KeyRange, key_range
 from attncc.emit.tables import tables_of
@@ -40,18 +41,16 @@ from attncc.emit.view import (
 from attncc.ir import packing
 from attncc.ir import schedule as l3
 from attncc.ir.diagonals import DISTANCE, split_diagonals
-from attncc.ir.expr import BOOL, FLOAT, INT, TRUE, Expr, const, floordiv, rebuild, substitute, var, variables, walk
+from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, substitute, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
 from attncc.ir.schedule_ops import STATISTICS, blocks_read, names_read, operations, parts
-from attncc.ir.tile import COLUMN_STEP, LSE, REGISTER, SHARED, ColLet, Let, Mask, RowLet, Score, Store
+from attncc.ir.tile import LSE, REGISTER, SHARED, ColLet, Let, Mask, RowLet, Score, Store
 
 WARP = 32
 HEADS = {"q": "h", "o": "h", "k": "hkv", "v": "hkv"}
 """The head that a tensor is indexed by."""
 STAGING_THREADS = 128
 """Threads of a group that stages the terms of the distance in shared memory."""
-OWN = "__own_"
-ROW_TYPES = ("bf16", "f16")
 FIRST_BARRIER = 1
 """Named barrier 0 is the whole block's."""
 
@@ -398,53 +397,17 @@ class Flattener:
         blocks = tuple(Step("load_block", {"name": n, "channel": self.channels[n], "product": self.product_of[op.dst]}) for n in blocks_read(op))
         expr, terms = split_diagonals(op.expr, columns)
         if not terms or self.group_threads != STAGING_THREADS:
-            return self.score_by_rows(op) or self.score_in_pairs(op) or ("score", {"blocks": blocks})
+            return score_by_rows(self, op) or self.score_in_pairs(op) or ("score", {"blocks": blocks})
         names = self.names(f"e{self.count}d", {DISTANCE: DISTANCE})
         texts = [to_statements((term,), names) for term in terms]
         if self.owns_rows:
-            return self.score_by_distance(op, expr, texts)
+            return score_by_distance(self, op, expr, texts)
         staged = [f"diagonals[{i} * WIDTH + stage_at + near]" for i in range(len(terms))]
         inner = self.names(f"e{self.count}s", {**self.variables(op), **{f"diagonal_{i}": s for i, s in enumerate(staged)}})
         lines, (text,) = to_statements((expr,), inner)
         self.staged = max(self.staged, len(terms))
         parts = tuple({"number": i, "lines": found, "text": value} for i, (found, (value,)) in enumerate(texts))
         return "score_staged", {"parts": parts, "inner": lines, "text": text, "barrier": self.staging_barrier, "blocks": blocks}
-
-    def score_by_distance(self, op, expr: Expr, texts: list):
-        """Where a thread owns a whole row: its distances follow each other. A tile where the terms are the same needs one of each."""
-        self.staged = max(self.staged, len(texts))
-        parts = tuple({"number": i, "lines": found, "text": value} for i, (found, (value,)) in enumerate(texts))
-        same_lines, (same,) = to_statements((TRUE if op.same is None else op.same,), self.names(f"e{self.count}w"))
-        fields = {"parts": parts, "barrier": self.staging_barrier, "same_lines": same_lines, "same": same}
-        lets = self.element_lets
-        for kind, text in (("staged", "near_{}[c]"), ("level", "level_{}")):
-            self.element_lets = {**lets, **{f"diagonal_{i}": text.format(i) for i in range(len(texts))}}
-            fields[kind] = (self.step(dataclasses.replace(op, expr=expr, same=None)),)
-        self.element_lets = lets
-        if op.same is None:
-            return "score_staged", fields
-        return "score_level_or_staged", {**fields, "otherwise": (Step("score_staged", {**fields, "dst": op.dst}),)}
-
-    def score_by_rows(self, op):
-        """Where a thread owns a whole row and reads one of a tensor of 16-bit numbers: eight at once, if they lie side by side; None elsewhere."""
-        tensors = {t.name: t.dtype for t in self.schedule.attention.tensors if t.dtype in ROW_TYPES}
-        found = [n for n in walk(op.expr) if self.owns_rows and n.op == "load" and n.value in tensors and reads_row(n)]
-        if not found:
-            return None
-        names = self.names(f"e{self.count}o", {**self.variables(op), **{n: t.replace("[r]", "[0]") for n, t in self.element_lets.items()}})
-        rows = []
-        for i, node in enumerate(found):
-            lines, texts = to_statements(node.args[:-1], names)
-            rows.append({"number": i, "tensor": tensor_name(node.value), "lines": lines, "index": "".join(f"{t}, " for t in texts)})
-        expr = replace_nodes(op.expr, {n: var(f"{OWN}{i}", FLOAT) for i, n in enumerate(found)})
-        single = self.score_in_pairs(op) or ("score", {"blocks": ()})
-        lets = self.element_lets
-        self.element_lets = {**lets, **{f"{OWN}{i}": f"blackwell.number_of_row(own_{i}, c)" for i in range(len(found))}}
-        eight = self.step(dataclasses.replace(op, expr=expr))
-        self.element_lets = lets
-        plain = self.step_of(op, *single)
-        ready = " & ".join(f"blackwell.is_row_aligned(row_{i})" for i in range(len(found)))
-        return "score_rows", {"rows": tuple(rows), "ready": ready, "eight": (eight,), "single": (plain,)}
 
     def score_in_pairs(self, op):
         """Where a thread owns whole rows: a multiple of the product and a term, two columns at a time, then what is left; None elsewhere."""
@@ -543,16 +506,6 @@ class Flattener:
         space = self.buffers[op.src].space
         rows = Step(f"lse_rows_{self.layout}", {}) if op.tensor == "lse" else self.place_of(op.tensor)["rows"]
         return f"store_{op.tensor}_{space}", {"tile": self.tiles.get(op.src), "rows": rows}
-
-
-def reads_row(node: Expr) -> bool:
-    """Whether neighbouring keys read neighbouring elements of one row."""
-    kv = var("kv_idx")
-    return len(node.args) > 1 and node.args[-1] is kv and not any("kv_idx" in variables(a) or COLUMN_STEP in variables(a) for a in node.args[:-1])
-
-
-def replace_nodes(expr: Expr, new: Mapping[Expr, Expr]) -> Expr:
-    return new[expr] if expr in new else rebuild(expr, tuple(replace_nodes(a, new) for a in expr.args)) if expr.args else expr
 
 
 def channels_of(role: Role) -> frozenset[str]:
