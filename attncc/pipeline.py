@@ -11,10 +11,12 @@ from attncc.ir.check_tile import check_tile
 from attncc.passes.attention.simplify import simplify
 from attncc.passes.schedule.assign_roles import assign_roles
 from attncc.passes.schedule.budget_registers import budget_registers
+from attncc.passes.schedule.cap_in_softmax import cap_in_softmax
 from attncc.passes.schedule.copy_biases import copy_biases
 from attncc.passes.schedule.drain_rings import drain_rings
 from attncc.passes.schedule.drop_guards import drop_guards
 from attncc.passes.schedule.lazy_rescaling import lazy_rescaling
+from attncc.passes.schedule.level_distances import level_distances
 from attncc.passes.schedule.narrow_groups import narrow_groups
 from attncc.passes.schedule.overlap_softmax_with_mma import overlap_softmax_with_mma
 from attncc.passes.schedule.pair_blocks import pair_blocks
@@ -86,6 +88,8 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         pair_blocks,
         share_columns,
         roll_masks,
+        level_distances,
+        cap_in_softmax,
         share_exponentials,
         persistent_blocks,
         drain_rings,

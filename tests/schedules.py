@@ -25,6 +25,8 @@ TEXTS = {
     "narrow": "attention narrow { " + HEAD.replace("32", "64") + " mask kv_idx <= q_idx + off }",
     "window": "attention window { " + HEAD + " mask kv_idx <= q_idx + off and kv_idx > q_idx + off - 150 }",
     "pairs": "attention pairs { " + HEAD + " tensor pair: bf16[heads_q, seq_q, seq_kv]\n bias pair[h, q_idx, kv_idx]\n mask kv_idx <= q_idx + off }",
+    "capped": "attention capped { " + HEAD + " score softcap(30.0)\n mask kv_idx <= q_idx + off }",
+    "distances": "attention distances { " + HEAD + " tensor table: f32[heads_q, 17]\n bias relative_table(table, 8)\n mask causal }",
     "sigmoid": "attention sigmoid_one { " + HEAD + " mask kv_idx <= q_idx + off\n reduction sigmoid }",
     "pages": "attention pages { " + HEAD + " tensor seen: bool[batch, seq_q, seq_kv]\n mask seen[b, q_idx, kv_idx] }",
     "documents": "attention documents { " + HEAD + " tensor doc: i32[batch, seq_kv] in 0..4 sorted\n"

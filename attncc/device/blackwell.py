@@ -9,7 +9,7 @@ from cutlass import Float32, Int32, Int64, cute
 from cutlass.cute.nvgpu import OperandMajorMode, tcgen05
 from cutlass.utils import sm100 as _sm100
 
-from attncc.device import softmax
+from attncc.device import arith, softmax
 
 ROWS = 128
 GROUP = 128
@@ -273,3 +273,65 @@ def column_numbers(columns, slot, kind):
 def staging_width(tile_n: int) -> int:
     """Distances kv_idx - q_idx of a part's rows and `tile_n` keys, filled up to whole groups of threads."""
     return -(-(ROWS - 1 + tile_n) // GROUP) * GROUP
+
+
+def least_distance(kv_first, q_first, group):
+    """Of the keys from kv_first on and the rows of a group of the query tile from q_first on."""
+    return kv_first - q_first - group * ROWS - (ROWS - 1)
+
+
+COPIES, SKEW = 4, 8
+"""Distances are staged four times, copy s shifted by s, so that each thread finds its own, which begin anywhere, four by four at multiples of four.
+Eight threads read at once, with two multiples of four in each copy: by the skew of 8 numbers from copy to copy they lie in different banks."""
+
+
+def _copy_stride(tile_n: int) -> int:
+    return staging_width(tile_n) + SKEW
+
+
+def make_staging(memory, parts: int, terms: int, tile_n: int):
+    """Room for the staged numbers of all groups."""
+    return vector(memory, parts * terms * COPIES * _copy_stride(tile_n))
+
+
+def staged_distances(staging, group, terms: int, tile_n: int):
+    """The staged numbers of a group, those of `terms` terms."""
+    count = terms * COPIES * _copy_stride(tile_n)
+    return cute.make_tensor(staging.iterator + group * count, cute.make_layout(count))
+
+
+def stage_distance(diagonals, term: int, tile_n: int, at, number):
+    """`number` is that of distance `at`, counted from the least one. (The first few fall in the gap before a copy.)"""
+    stride = _copy_stride(tile_n)
+    for copy in range(COPIES):
+        diagonals[SKEW + (term * COPIES + copy) * stride + at - copy] = number
+
+
+def own_distances(diagonals, term: int, tile_n: int, thread):
+    """Element c is the number of the thread's row and column c."""
+    first = ROWS - 1 - thread % GROUP
+    copy = first % COPIES
+    place = diagonals.iterator + (SKEW + term * COPIES * _copy_stride(tile_n) + copy * _copy_stride(tile_n) + (first - copy))
+    return cute.make_tensor(place.align(16), cute.make_layout(tile_n))
+
+
+def row_of(tensor, index: tuple, first):
+    """The row of a tensor at `index`, from element `first` on."""
+    row = tensor[(*(Int32(i) for i in index), None)]
+    return cute.domain_offset((first,), row)
+
+
+def are_rows_aligned(*rows):
+    """Whether the elements of all these rows, of all threads of the warp, lie side by side from a multiple of 16 bytes on."""
+    aligned = cutlass.Boolean(True)
+    for row in rows:
+        aligned = aligned & (row.stride[0] == 1) & (row.iterator.toint() % 16 == 0)
+    return arith.logical_not(cute.arch.vote_any_sync(arith.logical_not(aligned)))
+
+
+def read_row(row, count: int):
+    """The first `count` numbers of 16 bits of an aligned row, in registers."""
+    source = cute.make_tensor(row.iterator.align(16), cute.make_layout(count))
+    held = cute.make_rmem_tensor((count,), row.element_type)
+    cute.autovec_copy(source, held)
+    return held

@@ -5,7 +5,7 @@ score tile is a (1, columns) register tensor, and no value ever has to come from
 in pairs (FFMA2, FADD2).
 """
 
-from cutlass import Float32, Int32, cute, range_constexpr
+from cutlass import Constexpr, Float32, Int32, cute, range_constexpr
 
 from attncc.device import arith, softmax
 from attncc.device.softmax import VANISHING, WEIGHTS, no_lse, sequence, values  # noqa: F401
@@ -18,6 +18,10 @@ CHAINS = 2
 """Independent chains of a row's sum."""
 EXP2_COEFFICIENTS = (0.9999280571937561, 0.6932609677314758, 0.2426111251115799, 0.0551716685295105)
 """Of 2**x on [-1/2, 1/2], lowest degree first: the smallest greatest relative error (7.5e-5), by Remez' exchange; a test computes them."""
+NEAR = 1.0
+TANH_COEFFICIENTS = (0.9999185634, -0.3306543024, 0.1188975516, -0.02662967953)
+"""Of tanh on [-NEAR, NEAR], those of x, x**3, x**5 and x**7: the smallest greatest relative error (8.2e-5, a sixth of tanh.approx's), by Remez'
+exchange; a test computes them."""
 ROUNDER = 1.5 * 2**23
 LEAST_EXPONENT = -125.0
 
@@ -82,17 +86,111 @@ def weigh(scores, kind: str, multiplier: float):
             scores[0, c + i] = weight if kind in VANISHING else arith.select(pair[i] == -Float32.inf, Float32(0.0), weight)
 
 
-def _weigh_pairs(scores, scale, shift, before, polynomial: int):
+def _weigh_pairs(scores, scale, shift, before, polynomial: int, bounded: bool = False):
     """Scores x become 2**(scale * x + shift) in place; their sum and that of `before`, a pair or None."""
+
+    def exponent(pair: int):
+        return cute.arch.fma_packed_f32x2((scores[0, 2 * pair], scores[0, 2 * pair + 1]), (scale, scale), (shift, shift))
+
+    return _exp2_pairs(scores, exponent, before, polynomial, bounded)
+
+
+def _exp2_pairs(weights, exponent, before, polynomial: int, bounded: bool):
+    """Weights of pair i become 2**exponent(i); their sum and that of `before`, a pair or None.
+
+    `bounded`: no exponent that a polynomial takes is below LEAST_EXPONENT.
+    """
     chains = [before] + [None] * (CHAINS - 1)
-    for c in range(0, cute.size(scores, mode=[1]), 2):
-        pair = (scores[0, c], scores[0, c + 1])
-        a, b = cute.arch.fma_packed_f32x2(pair, (scale, scale), (shift, shift))
-        a, b = exp2_pair(a, b) if by_polynomial(c // 2, polynomial) else (arith.exp2(a), arith.exp2(b))
-        scores[0, c], scores[0, c + 1] = a, b
+    for c in range(0, cute.size(weights, mode=[1]), 2):
+        a, b = exponent(c // 2)
+        a, b = exp2_pair(a, b, bounded) if by_polynomial(c // 2, polynomial) else (arith.exp2(a), arith.exp2(b))
+        weights[0, c], weights[0, c + 1] = a, b
         i = c // 2 % CHAINS
         chains[i] = (a, b) if chains[i] is None else cute.arch.add_packed_f32x2(chains[i], (a, b))
     low, high = chains[0] if CHAINS == 1 else cute.arch.add_packed_f32x2(*chains)
+    return low + high
+
+
+def step_bounded(
+    scores, row_max, row_sum, gap, dtype, multiplier: float, least: float, first: bool, sets: bool, polynomial: int = 0
+):  # fmt: skip
+    """As `softmax.step_bounded`; weights of tiles that set no maximum as in `weights`."""
+    if first or sets:
+        _set_maximum(scores, row_max, least, first)
+    used = arith.fmax(row_max[0], Float32(least))
+    if not (first or sets):
+        row_max[0] = used
+    before = None if first else (row_sum[0], Float32(0.0))
+    row_sum[0] = _weigh_pairs(scores, Float32(multiplier), used * Float32(-multiplier), before, polynomial, bounded=True)
+    if first or sets:
+        more = _round(scores, dtype)
+        gap[0] = more if first else gap[0] + more
+
+
+def step_capped(scores, row_max, row_sum, multiplier: float, least: float, cap: float, odd: int, polynomial: int):
+    """As `step_bounded` in a tile that sets no maximum, for the scores tanh(cap * x). `odd` of each 16 pairs take the tanh by a polynomial."""
+    used = arith.fmax(row_max[0], Float32(least))
+    row_max[0] = used
+    shift = used * Float32(-multiplier)
+    if odd:
+        _weigh_capped_where_near(scores, row_sum, shift, multiplier, cap, odd, polynomial)
+    else:
+        _weigh_capped(scores, row_sum, shift, multiplier, cap, 0, polynomial)
+
+
+@cute.jit
+def _weigh_capped_where_near(
+    scores, row_sum, shift, multiplier: Constexpr, cap: Constexpr, odd: Constexpr, polynomial: Constexpr
+):  # fmt: skip
+    """The polynomial is good for |cap * x| <= NEAR alone: a warp that has a larger one takes the special function unit for all."""
+    largest = softmax.maximum([arith.fabs(scores[0, c]) for c in range(cute.size(scores, mode=[1]))])
+    if cute.arch.vote_any_sync(largest > NEAR / cap):
+        _weigh_capped(scores, row_sum, shift, multiplier, cap, 0, polynomial)
+    else:
+        _weigh_capped(scores, row_sum, shift, multiplier, cap, odd, polynomial)
+
+
+def _weigh_capped(scores, row_sum, shift, multiplier: float, cap: float, odd: int, polynomial: int):
+    """Scores x become 2**(multiplier * tanh(cap * x) + shift) in place and enter the row's sum."""
+    exponents = [multiplier * c * cap ** (2 * i + 1) for i, c in enumerate(TANH_COEFFICIENTS)]
+
+    def exponent(pair: int):
+        x = (scores[0, 2 * pair], scores[0, 2 * pair + 1])
+        if by_polynomial(pair, odd):
+            return odd_pair(x, exponents, (shift, shift))
+        low, high = cute.arch.mul_packed_f32x2(x, (Float32(cap), Float32(cap)))
+        scale = Float32(multiplier)
+        return cute.arch.fma_packed_f32x2((arith.tanh(low), arith.tanh(high)), (scale, scale), (shift, shift))
+
+    row_sum[0] = _exp2_pairs(scores, exponent, (row_sum[0], Float32(0.0)), polynomial, bounded=True)
+
+
+def odd_pair(x, coefficients, shift):
+    """x * (c0 + c1 * x**2 + c2 * x**4 + ...) + shift for both numbers of the pair x."""
+    square = cute.arch.mul_packed_f32x2(x, x)
+    pairs = [(Float32(c), Float32(c)) for c in coefficients]
+    out = pairs[-1]
+    for pair in pairs[-2::-1]:
+        out = cute.arch.fma_packed_f32x2(out, square, pair)
+    return cute.arch.fma_packed_f32x2(x, out, shift)
+
+
+def _set_maximum(scores, row_max, least: float, first: bool):
+    """A row without a maximum gets that of this tile, `least` at least, if it has a key here."""
+    largest = softmax.maximum([scores[0, c] for c in range(cute.size(scores, mode=[1]))])
+    found = arith.select(largest == -Float32.inf, largest, arith.fmax(largest, Float32(least)))
+    row_max[0] = found if first else arith.select(row_max[0] == -Float32.inf, found, row_max[0])
+
+
+def _round(weights, dtype):
+    """Weights become what `dtype` holds of them; gives what that adds to their sum."""
+    total = (Float32(0.0), Float32(0.0))
+    for c in range(0, cute.size(weights, mode=[1]), 2):
+        pair = (weights[0, c], weights[0, c + 1])
+        rounded = softmax.unpack(dtype, softmax.pack(dtype, *pair))
+        total = cute.arch.add_packed_f32x2(total, cute.arch.fma_packed_f32x2(pair, (Float32(-1.0), Float32(-1.0)), rounded))
+        weights[0, c], weights[0, c + 1] = rounded
+    low, high = total
     return low + high
 
 
@@ -101,13 +199,15 @@ def by_polynomial(pair: int, count: int) -> bool:
     return (pair + 1) * count // 16 > pair * count // 16
 
 
-def exp2_pair(a, b):
+def exp2_pair(a, b, bounded: bool = False):
     """2**a and 2**b for numbers from -inf to 100 within a factor 1 +- 2**-13.5; 2**-125 for what is less. No special function unit.
+    `bounded` says that neither is less, which saves two instructions.
 
     x is split in the nearest integer n and a rest of at most one half: adding 1.5 * 2**23 leaves n in the low bits of a sum. 2**rest is a
     polynomial, 2**n an addition to its exponent.
     """
-    a, b = arith.fmax(a, Float32(LEAST_EXPONENT)), arith.fmax(b, Float32(LEAST_EXPONENT))
+    if not bounded:
+        a, b = arith.fmax(a, Float32(LEAST_EXPONENT)), arith.fmax(b, Float32(LEAST_EXPONENT))
     shift, back = Float32(ROUNDER), Float32(-ROUNDER)
     n = cute.arch.add_packed_f32x2((a, b), (shift, shift))
     whole = cute.arch.add_packed_f32x2(n, (back, back))
@@ -191,7 +291,7 @@ def keep_between(scores, r: int, low, high):
     keep_words(scores, r, lambda word: bits_from(low, word) & bits_below(high, word))
 
 
-def factor(row_max, row_sum, lse, multiplier: float, sink=None, shift=None):
+def factor(row_max, row_sum, lse, multiplier: float, sink=None, shift=None, gap=None):
     """What the sums of a row have to be multiplied by in the end, 1 / l (0 without a key); `lse` is set. As `softmax.finalize`."""
     length = row_sum[0]
     empty, exponent = length == 0.0, row_max[0] * Float32(multiplier)
@@ -209,7 +309,8 @@ def factor(row_max, row_sum, lse, multiplier: float, sink=None, shift=None):
         length = length * shrink + arith.exp2(extra - highest)
         exponent = highest
     lse[0] = arith.select(empty, nothing, (exponent + arith.log2(length)) * Float32(LN_2))
-    return arith.select(empty, Float32(0.0), shrink * arith.reciprocal(length))
+    divisor = length if gap is None else cute.math.fma(gap[0], shrink, length)
+    return arith.select(empty, Float32(0.0), shrink * arith.reciprocal(divisor))
 
 
 @cute.jit
@@ -218,3 +319,10 @@ def store_rows(numbers, target, row, seq_q):
     for r in range_constexpr(cute.size(numbers)):
         if row < seq_q:
             target[row] = numbers[r]
+
+
+def number_of_row(held, c: int):
+    """Number c as Float32; a bf16 one is the upper half of its float32."""
+    if held.element_type.__name__ != "BFloat16":
+        return held[c].to(Float32)
+    return softmax.unpack(held.element_type, cute.recast_tensor(held, Int32)[c // 2])[c % 2]

@@ -279,6 +279,15 @@ def pack(dtype, low, high):
     return cute.arch.inline_ptx(code, write_only_types=[Int32], read_only_args=[low, high])
 
 
+def unpack(dtype, word):
+    """The two numbers of a word of `pack`, as float32."""
+    half = "{ .reg .b16 l, h; mov.b32 {l, h}, {$r0}; cvt.f32.f16 {$w0}, %s; }"
+    codes = (half % "l", half % "h")
+    if dtype.__name__ == "BFloat16":
+        codes = ("shl.b32 {$w0}, {$r0}, 16;", "and.b32 {$w0}, {$r0}, 0xffff0000;")
+    return tuple(cute.arch.inline_ptx(code, write_only_types=[Float32], read_only_args=[word]) for code in codes)
+
+
 def finalize(accumulator, row_max, row_sum, lse, multiplier: float, sink=None, shift=None, gap=None):
     """accumulator := accumulator / l, lse := ln(2) * multiplier * m + ln(l); a row without any kept key becomes 0 and -inf.
 

@@ -18,8 +18,8 @@ import itertools
 import re
 from collections.abc import Mapping
 
-from attncc.emit.diagonals import DISTANCE, split_diagonals
 from attncc.emit.expressions import Names, literal, local_name, names_of, tensor_name, to_statements
+from attncc.emit.own_rows import score_by_distance, score_by_rows
 from attncc.emit.pairs import QK, split_scaled
 from attncc.emit.ranges import KeyRange, key_range
 from attncc.emit.tables import tables_of
@@ -40,6 +40,7 @@ from attncc.emit.view import (
 )
 from attncc.ir import packing
 from attncc.ir import schedule as l3
+from attncc.ir.diagonals import DISTANCE, split_diagonals
 from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, substitute, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
 from attncc.ir.schedule_ops import STATISTICS, blocks_read, names_read, operations, parts
@@ -291,7 +292,9 @@ class Flattener:
     def step(self, op) -> Step:
         """One operation: its fields, flattened."""
         handler = getattr(self, f"view_{macro_name(type(op))}", None)
-        macro, extra = handler(op) if handler else (macro_name(type(op)), {})
+        return self.step_of(op, *(handler(op) if handler else (macro_name(type(op)), {})))
+
+    def step_of(self, op, macro: str, extra: dict) -> Step:
         self.count += 1
         names = self.names(f"e{self.count}", self.variables(op))
         fields: dict[str, object] = {"lines": ()}
@@ -418,9 +421,11 @@ class Flattener:
         blocks = tuple(Step("load_block", {"name": n, "channel": self.channels[n], "product": self.product_of[op.dst]}) for n in blocks_read(op))
         expr, terms = split_diagonals(op.expr, columns)
         if not terms or self.group_threads != STAGING_THREADS:
-            return self.score_in_pairs(op) or ("score", {"blocks": blocks})
+            return score_by_rows(self, op) or self.score_in_pairs(op) or ("score", {"blocks": blocks})
         names = self.names(f"e{self.count}d", {DISTANCE: DISTANCE})
         texts = [to_statements((term,), names) for term in terms]
+        if self.owns_rows:
+            return score_by_distance(self, op, expr, texts)
         staged = [f"diagonals[{i} * WIDTH + stage_at + near]" for i in range(len(terms))]
         inner = self.names(f"e{self.count}s", {**self.variables(op), **{f"diagonal_{i}": s for i, s in enumerate(staged)}})
         lines, (text,) = to_statements((expr,), inner)
@@ -483,7 +488,7 @@ class Flattener:
 
     def view_softmax_step(self, op):
         if op.maximum is not None:
-            return "softmax_step_bounded", {}
+            return ("softmax_step_bounded" if op.cap is None else "softmax_step_capped"), {}
         if op.half != "both":
             return f"softmax_{op.half}", {}
         return "softmax_step_first" if op.first else "softmax_step", {}

@@ -1,6 +1,6 @@
 """Prints a View through the templates of its target.
 
-A target has two templates: `<target>/kernel.py.jinja`, the skeleton, and `<target>/ops.py.jinja`, a macro for each kind of Step. A
+A target has a folder of templates: `kernel.py.jinja`, the skeleton, and a macro for each kind of Step in the others (`ops.py.jinja`). A
 macro that a target lacks is taken from `common/ops.py.jinja`. A macro takes one argument, the Step; `block(steps)` inside a
 template prints nested steps. Undefined names in a template are errors.
 """
@@ -20,12 +20,13 @@ _PACKAGE = Path(attncc.__file__).resolve().parent
 TEMPLATE_FOLDERS = (_PACKAGE / "templates", _PACKAGE.parent / "templates")
 """Inside an installed wheel, and in a checkout."""
 COMMON = "common/ops.py.jinja"
+SKELETON = "kernel.py.jinja"
 
 
 def render(view: View) -> str:
     """The generated file's text."""
     printer = _Printer(view)
-    return printer.template(f"{folder_of(view)}/kernel.py.jinja").render(view=view)
+    return printer.template(f"{folder_of(view)}/{SKELETON}").render(view=view)
 
 
 def folder_of(view: View) -> str:
@@ -67,8 +68,9 @@ class _Printer:
     def __init__(self, view: View):
         self.environment = _environment()
         self.environment.globals.update(view=view, block=self.block, step=self.step, pad=pad)
-        target = self.template(f"{folder_of(view)}/ops.py.jinja").make_module()
-        self.modules = (target, self.template(COMMON).make_module())
+        folder = folder_of(view)
+        own = [name for name in self.environment.list_templates() if name.startswith(f"{folder}/") and name != f"{folder}/{SKELETON}"]
+        self.modules = tuple(self.template(name).make_module() for name in (*own, COMMON))
 
     def template(self, name: str) -> jinja2.Template:
         return self.environment.get_template(name)

@@ -273,6 +273,11 @@ class View:
         return (self.staged * width * max(role.groups for role in self.roles),) if self.staged else ()
 
     @property
+    def parts(self) -> int:
+        """Parts of the query tile."""
+        return max(role.groups for role in self.roles)
+
+    @property
     def column_staging(self) -> tuple[int, ...]:
         """() or (numbers of a key tile's columns that all groups stage at once,), a key tile filled up to whole groups of threads."""
         groups, threads = max((role.groups, role.group_threads) for role in self.roles)

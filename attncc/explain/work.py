@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from attncc.diagnostics import fail
-from attncc.explain.elements import score_cost
+from attncc.explain.elements import score_cost, shares_of
 from attncc.formats import bytes_of
 from attncc.interp.data import make_inputs
 from attncc.interp.evaluate import UNUSED, evaluate
@@ -16,7 +16,7 @@ from attncc.ir import tile as l2
 from attncc.ir.attention import Attention
 from attncc.ir.expr import tensors, variables
 from attncc.ir.schedule import Place, Schedule
-from attncc.ir.schedule_ops import operations
+from attncc.ir.schedule_ops import compute_role, operations, parts
 from attncc.ir.tile import SHARED
 from attncc.targets import Target
 from attncc.targets.fit import tiles_of
@@ -198,9 +198,22 @@ def predict(schedule: Schedule, target: Target, shape: Shape, done: Work) -> Est
     a = schedule.attention
     cells = shape.batch * a.heads_q * shape.seq_q * shape.seq_kv
     visited = (done.partial + done.full) // max(1, shape.batch * a.heads_q)
+    extra = score_cost(schedule, target, min(1.0, near_tiles(schedule, shape) / max(1, visited)))
     kept = done.kept / cells if cells else 0.0
     sizes = shape.batch, shape.seq_q, shape.seq_kv
-    return estimate(a, target, tiles_of(schedule), *sizes, kept, visited, score_cost(schedule, target), tiles_of_block(schedule))
+    return estimate(a, target, tiles_of(schedule), *sizes, kept, visited, extra, shares_of(schedule), tiles_of_block(schedule))
+
+
+def near_tiles(schedule: Schedule, shape: Shape) -> float:
+    """Key tiles of one head, masked or not, whose terms of the distance are not all the same; each group of rows counts for its part."""
+    found = [op.same for op in operations(compute_role(schedule).body) if isinstance(op, l2.Score)]
+    rows, keys = -(-shape.seq_q // schedule.tile_m), -(-shape.seq_kv // schedule.tile_n)
+    if not found or found[-1] is None:
+        return float(rows * keys)
+    groups = parts(schedule)
+    env = {"seq_q": shape.seq_q, "seq_kv": shape.seq_kv, "off": shape.seq_kv - shape.seq_q, "batch": shape.batch}
+    env |= {"q_tile": torch.arange(rows).view(-1, 1, 1), "kv_tile": torch.arange(keys).view(1, -1, 1), "group": torch.arange(groups)}
+    return float((~evaluate(found[-1], env, {}, valid=UNUSED)).sum()) / groups
 
 
 def share(part: int, whole: int) -> str:

@@ -11,7 +11,9 @@ from attncc.interp.schedule_machine import Machine
 from attncc.interp.schedule_state import in_half
 from attncc.interp.schedule_trace import Call, Step
 from attncc.ir import schedule as l3
-from attncc.ir.schedule_ops import blocks_read, operations, parts
+from attncc.ir.diagonals import DISTANCE, distances_of_tile, split_diagonals
+from attncc.ir.expr import Expr, sub, substitute, var
+from attncc.ir.schedule_ops import blocks_read, compute_role, element_names, operations, parts
 from attncc.ir.tile import ELEMENT, LSE, Finalize, Mask, Score, Store, Weights
 from attncc.lower.tile_to_schedule import ROW_MAX, ROW_SUM
 
@@ -189,7 +191,21 @@ def _mma(n: Numbers, i: int, op: l3.Mma, env) -> None:
 def _score(n: Numbers, i: int, op: Score, env) -> None:
     old = n.registers[i][op.dst]
     blocks = {name: n.operand(i, name, own_rows=True) for name in blocks_read(op)}
-    n.registers[i][op.dst] = n.value(op.expr, env, **{ELEMENT: old}, **blocks).expand(old.shape)
+    expr, terms = (op.expr, {}) if op.same is None else _levelled(n, op, env)
+    n.registers[i][op.dst] = n.value(expr, env, **{ELEMENT: old}, **blocks, **terms).expand(old.shape)
+
+
+def _levelled(n: Numbers, op: Score, env) -> tuple[Expr, dict[str, torch.Tensor]]:
+    """The score without its terms of the distance, and those: of the tile's least distance where they are said to be the same."""
+    schedule = n.machine.schedule
+    role = compute_role(schedule)
+    least, _ = distances_of_tile(schedule.tile_m, schedule.tile_n, role.rows_per_group)
+    own = {DISTANCE: sub(var("kv_idx"), var("q_idx"))}
+    expr, terms = split_diagonals(op.expr, element_names(role.body))
+    same = n.value(op.same, env)
+    return expr, {
+        f"diagonal_{i}": torch.where(same, n.value(substitute(t, {DISTANCE: least}), env), n.value(substitute(t, own), env)) for i, t in enumerate(terms)
+    }
 
 
 def _mask(n: Numbers, i: int, op: Mask, env) -> None:
@@ -200,6 +216,8 @@ def _mask(n: Numbers, i: int, op: Mask, env) -> None:
 def _softmax_step(n: Numbers, i: int, op: l3.SoftmaxStep, env) -> None:
     """Without the guard a row that has no key yet gives NaN, as on the device."""
     r = n.registers[i]
+    if op.cap is not None:
+        r[op.scores] = torch.tanh(op.cap * r[op.scores])
     if op.maximum is not None:
         largest = r[op.scores].amax(-1, keepdim=True)
         old = torch.full_like(largest, -INFINITY) if op.first else r[op.row_max]

@@ -283,6 +283,8 @@ class SoftmaxStep:
     `half`: "maximum" sets m and the correction alone, "weights" then does the rest, so that others get the correction early.
     `maximum`: with `first` or `sets` m of a row that has a key here, and had none before, becomes the row's maximum, at least that number;
     without, it becomes that number. A row's m that is set stays, and no correction is made.
+    `cap` (with `maximum`): the scores are tanh(cap * x) of the x in `scores`; of 16 neighbouring pairs of columns `odd` take it by an odd
+    polynomial, in warps none of whose cap * x is beyond 1.
     """
 
     scores: str
@@ -297,6 +299,8 @@ class SoftmaxStep:
     polynomial: int = 0
     maximum: float | None = None
     sets: bool = False
+    cap: float | None = None
+    odd: int = 0
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ def blocks_read(op) -> tuple[str, ...]:
     return tuple(sorted(n for n in variables(op.expr) if n.startswith(BLOCK))) if isinstance(op, l3.Score) else ()
 
 
+def element_names(body: tuple) -> frozenset[str]:
+    """Lets that differ between the elements of a tile."""
+    return frozenset(op.name for op in operations(body) if isinstance(op, (RowLet, ColLet)))
+
+
 def names_read(op) -> frozenset[str]:
     """Variables that an operation's own expressions read; whoever reads an element index reads the tile index it is made of.
 

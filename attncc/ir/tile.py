@@ -108,10 +108,14 @@ class Matmul:
 
 @dataclass(frozen=True)
 class Score:
-    """Every element of `dst` := expr, where `qk` is the element itself and lets may be used."""
+    """Every element of `dst` := expr, where `qk` is the element itself and lets may be used.
+
+    `same` (L3): a condition of the tile; where it holds, the terms of the distance (ir.diagonals) are those of the tile's least distance.
+    """
 
     dst: str
     expr: Expr
+    same: Expr | None = None
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def _role_body(program: TileProgram, target: Target) -> tuple[l3.Op, ...]:
     loops = (_loop(i, s, target) for i, s in enumerate(program.segments))
     some = l3.If(apply("gt", var(TOTAL), ZERO), (*inner, *(o for op in loads for o in _copy(op)), *loops))
     fills, epilogue = _fills(program), program.epilogue
-    if any(isinstance(op, Softmax) and _bounded(op, target) for op in _all_ops(program)):
+    if any(isinstance(op, Softmax) and op.maximum is not None for op in _all_ops(program)):
         fills += (l3.Fill(CORRECTION, 0.0),)
         epilogue = tuple(replace(op, gap=CORRECTION) if isinstance(op, Finalize) else op for op in epilogue)
     body = (*fills, *outer, *counts, Let(TOTAL, total), some, *epilogue)
@@ -163,11 +163,6 @@ def _needed(lets: tuple[l3.Op, ...], counts: tuple[Let, ...]) -> tuple[l3.Op, ..
 def count_name(segment: int) -> str:
     """The let that holds the number of tiles of a segment."""
     return f"count_{segment}"
-
-
-def _bounded(op: Softmax, target: Target) -> bool:
-    """Whether one tile's maximum stands for all: with tensor memory there is a role for corrections, and it gets them."""
-    return op.maximum is not None and not target.has("tensor_memory")
 
 
 def _fills(program: TileProgram) -> tuple[l3.Op, ...]:
@@ -194,7 +189,7 @@ def _lower(op, segment: Segment, target: Target) -> tuple[l3.Op, ...]:
         return _copy(op)
     if isinstance(op, Matmul):
         return _matmul(op, segment, target)
-    if isinstance(op, Softmax) and _bounded(op, target):
+    if isinstance(op, Softmax) and op.maximum is not None:
         step = l3.SoftmaxStep(op.scores, ROW_MAX, ROW_SUM, CORRECTION, op.multiplier, False, False, maximum=op.maximum, sets=segment.kind == PARTIAL)
         return step, l3.Convert(op.weights, op.scores)
     if isinstance(op, Softmax):

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from attncc.formats import bytes_of
 from attncc.ir.attention import Attention
+from attncc.ir.diagonals import DISTANCE, split_diagonals
 from attncc.ir.expr import ONE, Expr, sub, var, variables, walk
 from attncc.ir.tile import extent_name
 
@@ -29,10 +30,13 @@ class ElementCost:
     instructions, special    instructions and special function results
     columns, mask_columns    values of a key that the score needs, and those that only the mask needs
     gathers                  tensors whose elements are read one by one
+    diagonals, staged        terms of the distance between query and key, which threads share, and tensors that only those read
     blocks, block_bytes      those of them that are a whole block for a tile (`is_block`), and the bytes of an element of all together
     mask_loads               numbers that the mask reads from a tensor for each key
     mask_size                operators, names and numbers of the mask
     weights                  whether scores become weights without softmax, by a function of its own
+    shared_bytes             bytes of shared memory read for an element (known after the passes)
+    bounded, capped          whether no running maximum is kept, and whether the softmax step makes the tanh of the score (known after the passes)
     """
 
     instructions: float = 0.0
@@ -40,11 +44,16 @@ class ElementCost:
     columns: int = 0
     mask_columns: int = 0
     gathers: int = 0
+    diagonals: int = 0
+    staged: int = 0
     blocks: int = 0
     block_bytes: int = 0
     mask_loads: int = 0
     mask_size: int = 0
     weights: bool = False
+    shared_bytes: float = 0.0
+    bounded: bool = False
+    capped: bool = False
 
     @property
     def is_banded(self) -> bool:
@@ -71,6 +80,7 @@ def element_cost(attention: Attention) -> ElementCost:
         instructions += LOAD_INSTRUCTIONS if node.op == "load" else 1 + SLOW.get(node.op, 0)
         special += SPECIAL.get(node.op, 0)
     columns = column_values(attention.score)
+    _, diagonals = split_diagonals(attention.score, frozenset())
     blocks = [node for node in needs if is_block(node, attention)]
     return ElementCost(
         instructions,
@@ -78,6 +88,8 @@ def element_cost(attention: Attention) -> ElementCost:
         columns=len(columns),
         mask_columns=len(column_values(attention.mask) - columns),
         gathers=gathers,
+        diagonals=len(diagonals),
+        staged=sum(n.op == "load" and DISTANCE in variables(n) for n in {n for term in diagonals for n in walk(term)}),
         blocks=len(blocks),
         block_bytes=sum(bytes_of(attention.tensor(node.value).dtype) for node in blocks),
         mask_loads=sum(n.op == "load" and KEY in names for n, names in dependences(attention.mask).items()),

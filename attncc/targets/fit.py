@@ -18,6 +18,8 @@ WORKING_REGISTERS = 8
 LONG_MASK = 10
 MANY_OUTPUTS = 64
 """Registers of O from which on a mask of several numbers a key was seen to spill beside asynchronous products."""
+STAGED_COPIES, STAGED_GAP = 4, 8
+"""Copies of the staged distances, and numbers between them, where a thread reads those of a row four at a time (device/blackwell)."""
 COLUMN_THREADS = 4
 """Threads of a warp that share a row of an accumulator: each holds a quarter of the columns."""
 
@@ -54,8 +56,10 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
     threads = target.group_warps * WARP_THREADS
     scores = group_rows * tile_n // threads
     if target.has("tensor_memory"):
-        # weights take the place of scores, the output stays in tensor memory; a thread owns all columns of its row
-        kept = extra.columns + 2 * extra.gathers + (extra.mask_loads if extra.mask_loads > 1 else 0)
+        # weights take the place of scores, the output stays in tensor memory; a thread owns all columns of its row, whose numbers of keys and
+        # of distances are in shared memory. (A weight by a function of its own was seen to spill beside them.)
+        kept = 2 * (extra.gathers - extra.staged) + (extra.mask_loads if extra.mask_loads > 1 else 0)
+        kept += (extra.columns + 2 * extra.staged) * extra.weights
         return scores + kept * tile_n + WORKING_REGISTERS * extra.weights
     output = group_rows * target.pad(dim_v) // threads
     blocks = extra.blocks if target.has("score_blocks") else 0
@@ -89,7 +93,9 @@ def shared_memory(target: Target, dim_qk: int, dim_v: int, dtype: str, tile_m: i
 
 
 def block_memory(target: Target, extra: ElementCost, tile_m: int, tile_n: int) -> int:
-    """Bytes of shared memory for one stage of the blocks of biases."""
+    """Bytes of shared memory for one stage of the blocks of biases, and for terms of the distance where threads own whole rows."""
+    if target.has("tensor_memory"):
+        return extra.diagonals * STAGED_COPIES * (2 * target.mma.m + STAGED_GAP) * 4 * (tile_m // target.mma.m)
     return extra.block_bytes * tile_m * tile_n if target.has("score_blocks") else 0
 
 

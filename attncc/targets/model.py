@@ -18,15 +18,38 @@ from attncc.targets.target import WARP_THREADS, Target
 
 POLYNOMIAL_INSTRUCTIONS = 4.0
 """What 2**x by a polynomial of degree 3 takes for an element, in pairs, beyond the one instruction of the special function unit."""
+CLAMP_INSTRUCTIONS = 1.0
+"""Of those, what keeps exponents in the polynomial's range: not needed for bounded scores."""
+CAP_INSTRUCTIONS = 0.5
+"""What scales a score before its tanh, for an element."""
+ODD_INSTRUCTIONS = 0.5
+"""What tanh by an odd polynomial of degree 7, joined with what scales the exponent, takes for an element beyond scaling and tanh."""
+NEAR_INSTRUCTIONS = 0.5
+"""What tells whether a warp's scores are in that polynomial's range: half a maximum of three."""
 SIXTEENTHS = 16
 """Pairs of columns of which some take the polynomial."""
-CORRECTION_INSTRUCTIONS = 1.0
-"""Of the correcting role, for an element of the output: half a packed multiplication, its part of a load and a store."""
+CORRECTION_INSTRUCTIONS, CORRECTION_LOOP = 0.54, 61.0
+"""Of the correcting role, for an element of the output (half a packed multiplication, its part of a load and a store), and for a warp and
+iteration: counted in kernels of head dims 64 and 128."""
+ISSUER_INSTRUCTIONS = 190.0
+"""Of the warps that issue products and copies for all, in an iteration."""
 OVERLAP = 4.0
 """Units that overlap hinder each other a little: the exponent of the norm that adds their times."""
 ALONE, APART, OVER_Q = "one", "several, output apart", "several, output over Q"
 """Query tiles of a block; of several, where the output lies in shared memory before it leaves."""
 UNITS = ("tensor", "special", "issue", "shared", "fill")
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of 16 pairs of elements, how many exponentials and how many tanh of capped scores are made without the special function unit."""
+
+    polynomial: int = 0
+    odd: int = 0
+
+    @property
+    def any(self) -> bool:
+        return bool(self.polynomial or self.odd)
 
 
 @dataclass(frozen=True)
@@ -67,28 +90,28 @@ class Estimate:
 
 
 def period(
-    attention: Attention, target: Target, tiles: Tiles, resident: int = 1, polynomial: int | None = None,
+    attention: Attention, target: Target, tiles: Tiles, resident: int = 1, made: Shares | None = None,
     extra: ElementCost | None = None,
 ) -> Period:  # fmt: skip
-    """The iteration of a block when `resident` blocks share an SM. `extra` is the score's work where more is known than its text.
-
-    `polynomial` of 16 pairs of exponentials are made without the special function unit; as many as `polynomials` says when not given.
+    """The iteration of a block when `resident` blocks share an SM. `extra` is the score's work where more is known than its text, `made` what
+    is made by polynomials: what `shares` says when not given.
     """
-    if polynomial is None:
-        polynomial = polynomials(attention, target, tiles)
     r, extra = target.rates, extra or element_cost(attention)
+    made = made or shares(attention, target, tiles, extra)
     qk, v = target.pad(attention.dim_qk), target.pad(attention.dim_v)
     elements = tiles.tile_m * tiles.tile_n
     warps = tiles.groups * target.group_warps
     tensor = 2.0 * elements * (qk + v) / r.tensor_flops / r.tensor_share
     softmax = attention.reduction.kind == "softmax"
-    special = elements * (softmax - polynomial / SIXTEENTHS + extra.special) / r.mufu / 0.9
+    special = elements * (softmax - (made.polynomial + made.odd) / SIXTEENTHS + extra.special) / r.mufu / 0.9
     share = r.issue_share[min(3, max(0, warps * resident // r.issue - 1))]
-    slots = _instructions(target, tiles, v, extra) * warps + elements / WARP_THREADS * POLYNOMIAL_INSTRUCTIONS * polynomial / SIXTEENTHS
+    slots = _instructions(target, tiles, v, extra) * warps + elements / WARP_THREADS * _polynomial_instructions(made, extra)
     if target.has("tensor_memory"):
-        slots += tiles.tile_m * v / WARP_THREADS * CORRECTION_INSTRUCTIONS
+        slots += ISSUER_INSTRUCTIONS
+        if not extra.bounded:
+            slots += tiles.tile_m * v / WARP_THREADS * CORRECTION_INSTRUCTIONS + target.group_warps * CORRECTION_LOOP
     issue = slots / (r.issue * share)
-    shared = _shared_cycles(target, tiles, qk, v) / 0.9
+    shared = (_shared_cycles(target, tiles, qk, v) + elements * extra.shared_bytes / r.shared_bytes) / 0.9
     fill = 0.0
     if r.fill_bytes and not extra.is_banded:  # the short loops of banded masks wait for other things
         fill = tiles.tile_n * (qk + v) * bytes_of(attention.dtype) * resident / r.fill_bytes / (1 + tiles.pair)
@@ -101,12 +124,22 @@ def period(
     return Period(tensor, special, issue, shared, total + r.step_cycles + exposed, fill)
 
 
-def polynomials(attention: Attention, target: Target, tiles: Tiles) -> int:
-    """Of 16 pairs of exponentials, how many are best made by a polynomial: what makes the model's iteration shortest. None without packed
-    arithmetic, and none for f16, whose weights would show the polynomial's error."""
+def shares(attention: Attention, target: Target, tiles: Tiles, extra: ElementCost | None = None) -> Shares:
+    """What is best made by polynomials: what makes the model's iteration shortest. Nothing without packed arithmetic, and nothing for f16,
+    whose weights would show the polynomial's error."""
     if not target.has("packed_arithmetic") or attention.reduction.kind != "softmax" or attention.dtype != "bf16":
-        return 0
-    return min(range(SIXTEENTHS + 1), key=lambda n: period(attention, target, tiles, polynomial=n).total)
+        return Shares()
+    extra = extra or element_cost(attention)
+    numbers = range(SIXTEENTHS + 1)
+    found = (Shares(n, odd) for odd in (numbers if extra.capped else (0,)) for n in numbers)
+    return min(found, key=lambda made: period(attention, target, tiles, made=made, extra=extra).total)
+
+
+def _polynomial_instructions(made: Shares, extra: ElementCost) -> float:
+    """For an element, what polynomials take beyond the special function unit's instructions, and what goes with a tanh in the softmax step."""
+    exponential = POLYNOMIAL_INSTRUCTIONS - (CLAMP_INSTRUCTIONS if extra.bounded else 0.0)
+    tanh = (CAP_INSTRUCTIONS if extra.capped else 0.0) + (NEAR_INSTRUCTIONS if made.odd else 0.0)
+    return (exponential * made.polynomial + ODD_INSTRUCTIONS * made.odd) / SIXTEENTHS + tanh
 
 
 def _instructions(target: Target, tiles: Tiles, dim_v: int, extra: ElementCost) -> float:
@@ -128,8 +161,8 @@ def _shared_cycles(target: Target, tiles: Tiles, dim_qk: int, dim_v: int) -> flo
     q = tiles.tile_m * dim_qk * 2
     if not target.has("mma_shared_operands"):
         return (incoming + k_and_v + q) / target.rates.shared_bytes
-    # a product of m rows reads its n x 16 operand in n / 4 cycles and its m x 16 one in 16
-    first = dim_qk / 16 * (16 + tiles.tile_n / 4 / (1 + tiles.pair))
+    # a product of m rows reads its n x 16 operand in n / 4 cycles and its m x 16 one in m / 4
+    first = dim_qk / 16 * (target.mma.m / 4 + tiles.tile_n / 4 / (1 + tiles.pair))
     second = tiles.tile_n / 16 * (dim_v / 4) / (1 + tiles.pair)
     return tiles.groups * (first + second) + incoming / target.rates.shared_bytes
 
@@ -169,9 +202,9 @@ def resident_blocks(attention: Attention, target: Target, tiles: Tiles) -> int:
 
 def estimate(
     attention: Attention, target: Target, tiles: Tiles, batch: int, seq_q: int, seq_kv: int, kept: float | None = None,
-    visited: int | None = None, extra: ElementCost | None = None, tiles_of_block: str = ALONE,
+    visited: int | None = None, extra: ElementCost | None = None, made: Shares | None = None, tiles_of_block: str = ALONE,
 ) -> Estimate:  # fmt: skip
-    """The prediction for one call of the kernel. `extra` as for `period`, `tiles_of_block` as for `overhead`.
+    """The prediction for one call of the kernel. `extra` and `made` as for `period`, `tiles_of_block` as for `overhead`.
 
     kept     part of the score cells that the mask keeps (1.0 when not given), for the flop count
     visited  key tiles that all blocks of one batch entry and head visit together; from `kept` when not given
@@ -182,7 +215,7 @@ def estimate(
     q_tiles = -(-seq_q // tiles.tile_m)
     iterations = visited if visited is not None else round(q_tiles * -(-seq_kv // tiles.tile_n) * kept)
     resident = resident_blocks(a, target, tiles)
-    p = period(a, target, tiles, resident, extra=extra)
+    p = period(a, target, tiles, resident, made, extra)
     # an SM's units are shared by its blocks: the work adds up
     cycles = heads * (iterations * p.total + q_tiles * overhead(target, p, resident, tiles_of_block)) / r.sms
     flops = 2.0 * heads * seq_q * seq_kv * kept * (a.dim_qk + a.dim_v)

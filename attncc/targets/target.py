@@ -84,12 +84,13 @@ class Rates:
 @dataclass(frozen=True)
 class RegisterPlan:
     """Registers of a thread of the copying role, of the computing role and of the role that corrects sums in tensor memory, when
-    there are `groups` computing groups."""
+    there are `groups` computing groups. `corrects`: whether that role has sums to correct, or only begins and ends them, which takes fewer."""
 
     groups: int
     copy: int
     compute: int
     correct: int = 0
+    corrects: bool = True
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,6 @@ class Target:
                      `tile_n_usual` the longest without a hint, `tile_n_least` the shortest where there is a choice
     stages           copies of K and V that are worth having
     tensor_columns   32-bit columns of tensor memory that a block may have
-    uncorrected_plans   register budgets where sums are never corrected in the loop: the correcting role needs few then
     measured         shapes found best on the device for a simple score: (dim_qk, dim_v, tile_m, tile_n, groups), head dims padded.
                      They come before the resource model's choice, whose error is larger than what lies between good tiles
     manners          how their loops run best
@@ -173,7 +173,6 @@ class Target:
     memory_spaces: tuple[str, ...]
     rates: Rates
     tensor_columns: int = 0
-    uncorrected_plans: tuple[RegisterPlan, ...] = ()
     measured: tuple[tuple[int, int, int, int, int], ...] = ()
     manners: tuple[Manner, ...] = ()
     accuracy: Accuracy | None = None
@@ -203,10 +202,10 @@ class Target:
         shape = self.pad(dim_qk), self.pad(dim_v), groups
         return next((m for m in self.manners if (m.dim_qk, m.dim_v, m.groups) == shape), None)
 
-    def plan(self, groups: int, corrected: bool = True) -> RegisterPlan | None:
+    def plan(self, groups: int, corrects: bool = True) -> RegisterPlan | None:
         """Register budgets for `groups` computing groups; None when the target does not move registers between roles."""
-        plans = self.register_plans if corrected else (*self.uncorrected_plans, *self.register_plans)
-        return next((p for p in plans if p.groups == groups), None)
+        own = [p for p in self.register_plans if p.groups == groups and (p.corrects or not corrects)]
+        return min(own, key=lambda p: p.corrects != corrects, default=None)
 
     def fragments(self, computing_warps: int) -> int:
         """Registers of a thread that S, P and O may take when `computing_warps` warps compute; 0 when that many do not fit."""
@@ -234,7 +233,7 @@ def _problems(t: Target):
         yield f"key tile step {t.tile_n_step} does not fit the matrix instruction"
     if any(rows % t.mma.m for _, rows in t.splits) or t.group_warps != t.mma.warps:
         yield "a group's rows do not fit the matrix instruction"
-    for plan in (*t.register_plans, *t.uncorrected_plans):
+    for plan in t.register_plans:
         yield from _plan_problems(t, plan)
     if len(t.rates.issue_share) != 4:
         yield "issue_share needs four entries"

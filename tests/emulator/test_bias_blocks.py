@@ -10,6 +10,7 @@ from attncc.measure import SLACK, distance, lse_distance
 from attncc.runtime.emulated import emulate_calls
 from attncc.runtime.launch import block_view
 from attncc.runtime.storage import TORCH_DTYPES
+from tests.rotation import turn
 
 ROWS, KEYS = 72, 208
 SPECS = {
@@ -20,9 +21,9 @@ SPECS = {
 }
 
 
-def kernel_of(shape: str, bias: str, mask: str = "causal"):
+def kernel_of(shape: str, bias: str, mask: str = "causal", target: str = "hopper"):
     head = "heads q = 2, kv = 2\ndim 64\ndtype bf16"
-    return attncc.compile(f"attention biased {{\n{head}\ntensor pair: {shape}\nscore s + {bias}\nmask {mask}\n}}", target="hopper")
+    return attncc.compile(f"attention biased {{\n{head}\ntensor pair: {shape}\nscore s + {bias}\nmask {mask}\n}}", target=target)
 
 
 def run(kernel, pair):
@@ -54,6 +55,22 @@ def test_layouts_that_copies_cannot_read_get_another_kernel():
     kernel = kernel_of(*SPECS["bf16 [heads, q, kv]"])
     run(kernel, torch.randn(2, ROWS, KEYS + 3).bfloat16()[..., :KEYS])
     run(kernel, torch.randn(1, ROWS, KEYS).bfloat16().expand(2, -1, -1))
+
+
+LAYOUTS = {
+    "aligned": lambda: torch.randn(2, ROWS, KEYS).bfloat16(),
+    "rows at odd addresses": lambda: torch.randn(2, ROWS, KEYS + 3).bfloat16()[..., :KEYS],
+    "keys far apart": lambda: torch.randn(2, KEYS, ROWS).bfloat16().transpose(1, 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", turn(list(LAYOUTS), 3))
+def test_a_thread_reads_eight_numbers_of_its_row_or_one(name):
+    """Where threads own whole rows; the layout is looked at in the kernel (one a day)."""
+    kernel = kernel_of(*SPECS["bf16 [heads, q, kv]"], mask="key_padding(180)", target="blackwell")
+    run(kernel, LAYOUTS[name]())
+    assert "blackwell.read_row" in kernel.source
 
 
 def test_what_copies_can_read():

@@ -1,4 +1,4 @@
-"""2**x by a polynomial: its coefficients are the best ones, and its error over every weight that bf16 can tell apart."""
+"""2**x and tanh by polynomials: their coefficients are the best ones, and their errors over every number that bf16 can tell apart."""
 
 import itertools
 
@@ -26,19 +26,34 @@ def _kernel(x: cute.Tensor, y: cute.Tensor):
         y[first + i], y[first + i + 1] = rows.exp2_pair(x[first + i], x[first + i + 1])
 
 
+@cute.kernel
+def _odd_kernel(x: cute.Tensor, y: cute.Tensor):
+    thread, _, _ = cute.arch.thread_idx()
+    block, _, _ = cute.arch.block_idx()
+    first = (block * THREADS + thread) * EACH
+    for i in cutlass.range(0, EACH, 2, unroll=1):
+        zero = (Float32(0.0), Float32(0.0))
+        y[first + i], y[first + i + 1] = rows.odd_pair((x[first + i], x[first + i + 1]), rows.TANH_COEFFICIENTS, zero)
+
+
+@cute.jit
+def _odd_launch(x: cute.Tensor, y: cute.Tensor):
+    _odd_kernel(x, y).launch(grid=(cute.size(x) // (THREADS * EACH), 1, 1), block=(THREADS, 1, 1))
+
+
 @cute.jit
 def _launch(x: cute.Tensor, y: cute.Tensor):
     _kernel(x, y).launch(grid=(cute.size(x) // (THREADS * EACH), 1, 1), block=(THREADS, 1, 1))
 
 
-def computed(x: torch.Tensor) -> torch.Tensor:
-    """rows.exp2_pair of every number, by the emulator."""
+def computed(x: torch.Tensor, launch=_launch) -> torch.Tensor:
+    """rows.exp2_pair (or what `launch` runs) of every number, by the emulator."""
     n = THREADS * EACH
     padded = torch.cat([x, torch.zeros(-len(x) % n)])
     fake = make_fake_compact_tensor(Float32, (cute.sym_int(divisibility=n),), assumed_align=16)
     other = make_fake_compact_tensor(Float32, (cute.sym_int(divisibility=n),), assumed_align=16)
     with keep_ptx():
-        compiled = cute.compile(_launch, fake, other, options="--gpu-arch sm_100a --enable-tvm-ffi")
+        compiled = cute.compile(launch, fake, other, options="--gpu-arch sm_100a --enable-tvm-ffi")
     y = torch.zeros_like(padded)
     result = emulate(compiled, padded, y)
     assert result.ok, str(result)
@@ -66,6 +81,19 @@ def test_the_error_over_every_weight():
     assert y[0].to(torch.bfloat16) == 1.0, "the largest weight of a row stays exact"
 
 
+def test_the_error_of_tanh_over_its_range():
+    """A sixth of tanh.approx's 2**-11."""
+    bits = torch.arange(0x3180, 0x3F81, dtype=torch.int32)
+    x = (bits << 16).view(torch.float32)
+    fine = torch.linspace(0.01, rows.NEAR, 20000)
+    x = torch.cat([x, -x, fine])
+    y = computed(x, _odd_launch)
+    wanted = torch.tanh(x.double())
+    error = ((y.double() - wanted) / wanted).abs().max()
+    assert BOUND / 2 < error <= BOUND, f"2**{float(torch.log2(error)):.2f}"
+    assert computed(torch.zeros(2), _odd_launch).tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("count,wanted", [(0, 0), (1, 4), (2, 8), (8, 32), (16, 64)])
 def test_polynomials_are_spread_evenly(count, wanted):
     chosen = [pair for pair in range(64) if rows.by_polynomial(pair, count)]
@@ -73,21 +101,23 @@ def test_polynomials_are_spread_evenly(count, wanted):
     assert len({b - a for a, b in itertools.pairwise(chosen)}) <= 1
 
 
-def best(degree: int) -> tuple[np.ndarray, float]:
-    """Coefficients of the polynomial with the smallest greatest relative error from 2**x on [-1/2, 1/2], and that error (Remez)."""
-    n = degree + 2
-    x = -0.5 * np.cos(np.pi * np.arange(n) / (n - 1))
-    grid = np.linspace(-0.5, 0.5, 40001)
+def best(powers: list[int], function, grid: np.ndarray) -> tuple[np.ndarray, float]:
+    """Coefficients of the polynomial in `powers` with the smallest greatest relative error from `function` on the grid, and that error (Remez)."""
+    n = len(powers) + 1
+    x = grid[0] + (grid[-1] - grid[0]) * (1 - np.cos(np.pi * np.arange(n) / (n - 1))) / 2
     for _ in range(12):
-        system = np.array([[*(t**j / 2**t for j in range(degree + 1)), (-1) ** i] for i, t in enumerate(x)])
+        system = np.array([[*(t**j / function(t) for j in powers), (-1) ** i] for i, t in enumerate(x)])
         p = np.linalg.solve(system, np.ones(n))[:-1]
-        error = np.polyval(p[::-1], grid) / 2**grid - 1
+        error = sum(c * grid**j for c, j in zip(p, powers)) / function(grid) - 1
         turns = np.flatnonzero(np.sign(error[1:]) != np.sign(error[:-1])) + 1
         x = np.array([grid[part[np.argmax(np.abs(error[part]))]] for part in np.split(np.arange(len(grid)), turns)])
     return p, float(np.abs(error).max())
 
 
 def test_the_coefficients_are_the_best_ones():
-    p, error = best(len(rows.EXP2_COEFFICIENTS) - 1)
+    p, error = best(list(range(len(rows.EXP2_COEFFICIENTS))), np.exp2, np.linspace(-0.5, 0.5, 40001))
     assert error == pytest.approx(7.48e-5, rel=1e-2)
     assert np.allclose(p, rows.EXP2_COEFFICIENTS, rtol=0, atol=2e-7)
+    p, error = best([1, 3, 5, 7], np.tanh, np.linspace(1e-6, rows.NEAR, 40001))
+    assert error == pytest.approx(8.18e-5, rel=1e-2)
+    assert np.allclose(p, rows.TANH_COEFFICIENTS, rtol=0, atol=2e-7)

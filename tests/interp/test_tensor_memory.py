@@ -14,8 +14,8 @@ from attncc.ir import schedule as l3
 from attncc.ir.check_expr import IllegalProgram
 from attncc.ir.check_schedule import check_schedule
 from attncc.ir.expr import ONE, ZERO, apply, var
-from attncc.ir.schedule_ops import operations
-from attncc.ir.tile import TENSOR
+from attncc.ir.schedule_ops import compute_role, operations
+from attncc.ir.tile import TENSOR, Finalize
 from attncc.targets import get_target
 from tests.schedules import TEXTS, attention, change, drop, schedule, with_channel
 
@@ -52,7 +52,7 @@ def test_two_hundred_interleavings():
         run(schedule("causal", TARGET), "causal", 20, 330, seed=seed)
 
 
-@pytest.mark.parametrize("name", ("dense", "causal", "documents", "sigmoid"))
+@pytest.mark.parametrize("name", ("dense", "causal", "documents", "sigmoid", "capped"))
 def test_every_interleaving_of_two_tiles(name):
     """Of one part: what the parts have to do with each other is the order of the warp that issues their products."""
     inputs = make_inputs(attention(name), 1, 128, 128)[3]
@@ -102,6 +102,39 @@ FAULTS = {
     "keys need two arrivals to be free": (lambda s: with_channel(s, "K", arrivals=2), {"deadlock"}),
     "scores need two arrivals to be free": (lambda s: with_channel(s, "TS", arrivals=2), {"deadlock"}),
 }
+
+
+BOUNDED_FAULTS = {
+    "the products do not wait for cleared sums": (lambda s: drop(s, "issuer", l3.Wait("TO")), {"unfinished", "protocol"}),
+    "the output does not wait for the last product": (lambda s: drop(s, "issuer", l3.Release("TO")), {"deadlock", "protocol"}),
+    "the last factor is read without a wait": (lambda s: drop(s, "correction", l3.Wait("FACTOR")), {"unfinished", "protocol"}),
+    "the last factor is never committed": (lambda s: drop(s, "consumer", l3.Commit("FACTOR")), {"deadlock", "protocol"}),
+    "weights are never committed": (lambda s: drop(s, "consumer", l3.Commit("TP")), {"deadlock", "protocol"}),
+}
+
+
+@pytest.mark.parametrize("fault", BOUNDED_FAULTS)
+def test_planted_faults_are_found_where_scores_are_bounded(fault):
+    plant, kinds = BOUNDED_FAULTS[fault]
+    s = plant(schedule("capped", TARGET))
+    q, k, v, inputs = make_inputs(attention("capped"), 1, 256, 330)
+    with pytest.raises(Fault) as found:
+        for seed in range(8):
+            run_schedule(s, q, k, v, inputs, seed=seed)
+    assert found.value.kind in kinds, found.value
+
+
+def test_bounded_scores_need_no_correction():
+    """The correcting role begins and ends the sums; the last factor is made in a number of its own, beside what rounding added."""
+    s = schedule("capped", TARGET)
+    corrector = next(r for r in s.roles if r.name == "correction")
+    assert {op.label for op in operations(corrector.body) if isinstance(op, l3.For)} <= {"work tiles"}
+    assert not any(isinstance(op, l3.Rescale) for op in operations(corrector.body))
+    assert [op.sets or op.first for op in operations(compute_role(s).body) if isinstance(op, l3.SoftmaxStep)] == [True, True, False]
+    (end,) = [op for op in operations(compute_role(s).body) if isinstance(op, Finalize)]
+    assert (end.accumulator, end.gap) == ("last_factor", "correction")
+    plain = schedule("causal", TARGET)
+    assert [r.registers for r in s.roles] == [208, 48, 48, 48] and [r.registers for r in plain.roles] == [192, 80, 48, 48]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -20,8 +20,8 @@ from attncc.targets import Target
 def budget_registers(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     """`schedule` with a register budget for each role, by the target's plan for this number of computing groups."""
     compute = compute_role(schedule)
-    corrected = any(isinstance(op, l3.Rescale) for role in schedule.roles for op in operations(role.body))
-    plan = target.plan(compute.groups, corrected)
+    corrects = any(isinstance(op, l3.Rescale) for role in schedule.roles for op in operations(role.body))
+    plan = target.plan(compute.groups, corrects)
     if not target.has("set_registers") or plan is None or len(schedule.roles) < 2:
         return schedule
 

@@ -9,7 +9,8 @@
 (The division of FlashAttention-4.) Scores TS, weights TP and outputs TO of every part of the query tile lie in tensor memory, TP
 over the second half of TS. Each part has rings of its own between the roles, so that the products of one part run under the
 softmax of another. The correction multiplies sums only where a row's maximum has moved by more than `SLACK` powers of two;
-rows whose maximum moves by less keep it; the last factor, 1 / l or the scale of the weights, makes up for both.
+rows whose maximum moves by less keep it; the last factor, 1 / l or the scale of the weights, makes up for both. Weights without a running
+maximum (bounded scores, reductions other than softmax) need no corrections: that role then only begins and ends the sums.
 
 Asks for: tensor_memory, roles, mbarrier. The hardware cannot do without this pass.
 """
@@ -28,6 +29,8 @@ from attncc.targets import Target
 
 CORRECTOR, ISSUER = "correction", "issuer"
 SCORES, WEIGHTS, SUMS, FACTOR, OUT, ROWS = "TS", "TP", "TO", "FACTOR", "OUT", "rows"
+LAST = "last_factor"
+"""What the last factor of a row is made in where `CORRECTION` holds what rounding added to its sum (Finalize.gap)."""
 SLACK = 0.0
 """Powers of two that a row's weights may exceed 1 by. More saves corrections (FlashAttention-4 takes 8). With the exact maximum the largest
 weight of a row is 1 and not rounded; with a lagging one it is rounded to 8 bits like any other, and where one key has most of a row's weight
@@ -68,7 +71,9 @@ class _Plan:
         products = {op.transposed: op for op in operations(role.body) if isinstance(op, l3.Mma)}
         self.first, self.second = products[True], products[False]
         steps = [op for op in operations(role.body) if isinstance(op, l3.SoftmaxStep)]
-        self.online = bool(steps)
+        self.online = any(op.maximum is None for op in steps)
+        self.bounded = bool(steps) and not self.online
+        self.last = LAST if self.bounded else CORRECTION
         self.peeled = any(op.first for op in steps) or not self.online
         self.some = next(op for op in role.body if isinstance(op, l3.If))
         counts = role.body[: role.body.index(self.some)]
@@ -85,7 +90,7 @@ class _Plan:
         packed = s.tile_n * bytes_of(s.attention.dtype) // 4
         return (
             *kept,
-            l3.Buffer(CORRECTION, "register", rows, 1, "f32"),
+            *(l3.Buffer(name, "register", rows, 1, "f32") for name in dict.fromkeys((CORRECTION, self.last))),
             l3.Buffer(FACTOR, SHARED, s.tile_m, 1, "f32"),
             l3.Buffer(OUT, SHARED, s.tile_m, sums.cols, s.attention.dtype, alias=self.first.a),
             l3.Buffer(SCORES, TENSOR, rows, s.tile_n, "f32", column=0, pitch=s.tile_n),
@@ -120,20 +125,20 @@ class _Plan:
             return fetch if op.transposed else ()
         if isinstance(op, (l3.Wait, l3.Release)) and op.channel in loads or isinstance(op, l3.MmaWait):
             return ()
-        if isinstance(op, l3.SoftmaxStep):
+        if isinstance(op, l3.SoftmaxStep) and self.online:
             step = dataclasses.replace(op, slack=SLACK)
             factor = () if op.first else hand_on(FACTOR, CORRECTION)
             maximum, rest = dataclasses.replace(step, half="maximum"), dataclasses.replace(step, half="weights")
             return (maximum, *factor, l3.Acquire(WEIGHTS), rest)
         if isinstance(op, l3.Fill) and op.dst == self.second.dst:
-            return (l3.Fill(CORRECTION, 1.0),) if not self.online else ()
+            return (l3.Fill(self.last, 1.0),) if not self.online else ()
         if isinstance(op, l3.Rescale):
             return ()
         if isinstance(op, l3.Convert):
             return l3.Convert(WEIGHTS, op.src), l3.Commit(WEIGHTS)
         if isinstance(op, Finalize):
             ones = (l3.Fill(CORRECTION, 1.0),) if self.online else ()
-            return (*ones, dataclasses.replace(op, accumulator=CORRECTION), *hand_on(FACTOR, CORRECTION))
+            return (*ones, dataclasses.replace(op, accumulator=self.last), *hand_on(FACTOR, self.last))
         if isinstance(op, Store) and op.src == self.second.dst:
             return ()
         return (op,)

@@ -38,8 +38,7 @@ def bound_scores(program: TileProgram) -> TileProgram:
     sums are float32, values of V up to 2**40 cannot overflow. Where a row's largest weight is not 1 it is rounded, as a running
     maximum would not let it be (error over eager in 300 draws of 140 queries and 300 keys, in bf16: 1.94 at most with a constant for all rows,
     1.00 with the running maximum). Rows with few keys have them in tiles with a mask; there sums are of rounded weights, and the output of a
-    row with one key is its value.
-    A target with a role of its own for corrections keeps the running maximum.
+    row with one key is its value. With a role of its own for corrections that role then has nothing to do for a key tile.
     """
     scores = {op.expr for s in program.segments for op in s.body if isinstance(op, Score)}
     steps = {(op.multiplier, op.maximum) for s in program.segments for op in s.body if isinstance(op, Softmax)}

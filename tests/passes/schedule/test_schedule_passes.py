@@ -6,6 +6,7 @@ anew with `python -m tests.passes.schedule.test_schedule_passes` and read the di
 
 import dataclasses
 import difflib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,15 @@ from attncc.interp.reference import reference
 from attncc.interp.run_schedule import run_schedule
 from attncc.interp.schedule_trace import blocks_of, call_of
 from attncc.ir import schedule as l3
+from attncc.ir.expr import TRUE
 from attncc.ir.packing import pack
 from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.text import format_expr, format_program, parse_program
-from attncc.ir.tile import ColLet, Mask
+from attncc.ir.tile import ColLet, Mask, Score
 from attncc.lower import load
+from attncc.passes.schedule.cap_in_softmax import cap_in_softmax
 from attncc.passes.schedule.drain_rings import drain_rings
+from attncc.passes.schedule.level_distances import level_distances
 from attncc.passes.schedule.pair_blocks import pair_blocks
 from attncc.passes.schedule.persistent_blocks import persistent_blocks
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
@@ -35,12 +39,15 @@ from attncc.passes.schedule.tile_order import heads_together
 from attncc.passes.schedule.use_tensor_memory import use_tensor_memory
 from attncc.targets import TARGETS
 from attncc.targets.fit import Tiles
-from attncc.targets.model import polynomials
-from tests.schedules import attention, schedule
+from attncc.targets.model import shares
+from tests.schedules import attention, change, schedule
 
 CHANGES = Path(__file__).parent / "changes"
 PASSES = [(t, p) for t in ("hopper", "ampere") for p in pipeline.SCHEDULE_PASSES[t]]
-PASSES += [("blackwell", p) for p in (use_tensor_memory, share_columns, roll_masks, share_exponentials, pair_blocks, persistent_blocks, drain_rings)]
+PASSES += [
+    ("blackwell", p)
+    for p in (use_tensor_memory, pair_blocks, share_columns, roll_masks, level_distances, cap_in_softmax, share_exponentials, persistent_blocks, drain_rings)
+]
 NEEDED = {"place_copy_waits", "use_tensor_memory", "drain_rings"}
 """Passes without which a schedule is not finished."""
 ELSEWHERE = {"pair_blocks"}
@@ -50,11 +57,12 @@ ONE_PART = {"blackwell_persistent_blocks"}
 SUBJECTS = {
     "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "roll_masks": {"name": "pages"}, "copy_biases": {"name": "pairs"},
     "persistent_blocks": {"name": "narrow", "tile_m": 192}, "blackwell_persistent_blocks": {"name": "wide", "small": False},
-    "skip_missing_tiles": {"name": "packed"}, "pair_blocks": {"name": "full", "small": False}, "drain_rings": {"name": "full", "small": False},
+    "skip_missing_tiles": {"name": "packed"}, "cap_in_softmax": {"name": "capped"}, "level_distances": {"name": "distances"},
+    "pair_blocks": {"name": "full", "small": False}, "drain_rings": {"name": "full", "small": False},
 }  # fmt: skip
 """What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair, a shape
 whose blocks take several tiles (with tensor memory: one whose output lies over Q), packed sequences, a mask that reads
-a tensor for every pair, rows so long that two blocks work together."""
+a tensor for every pair, capped scores, a table of distances, rows so long that two blocks work together."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -203,10 +211,51 @@ def test_numbers_of_a_key_are_made_before_the_scores_are_waited_for():
 def test_polynomials_stay_away_from_masks_and_other_types():
     steps = [op for op in ops(schedule("causal", "blackwell"), l3.SoftmaxStep) if op.half == "weights"]
     target, tiles = TARGETS["blackwell"], Tiles(256, 64, 2, 128, 3)
-    count = polynomials(attention("causal"), target, tiles)
+    count = shares(attention("causal"), target, tiles).polynomial
     assert 0 < count < 8 and [op.polynomial for op in steps] == [0, 0, count], "first, partial and full tiles"
-    assert polynomials(dataclasses.replace(attention("causal"), dtype="f16"), target, tiles) == 0
-    assert polynomials(attention("causal"), TARGETS["hopper"], tiles) == 0
+    assert not shares(dataclasses.replace(attention("causal"), dtype="f16"), target, tiles).any
+    assert not shares(attention("causal"), TARGETS["hopper"], tiles).any
+
+
+def test_a_cap_joins_softmax_where_nothing_comes_between():
+    """Not in tiles that mask or set the maximum, not for fp16, not under another term; a sum inside the cap stays a score of its own."""
+    s = schedule("capped", "blackwell")
+    assert [(op.cap is not None, op.odd) for op in ops(s, l3.SoftmaxStep)] == [(False, 0), (False, 0), (True, 16)], "first, partial and full tiles"
+    assert [format_expr(op.expr)[:5] for op in ops(s, Score)] == ["tanh("] * 2
+
+    def steps(body: str, dtype: str = "bf16"):
+        text = f"attention one {{ heads q = 1, kv = 1\n dim 64\n dtype {dtype}\n {body} }}"
+        s = lower(load(text), TARGETS["blackwell"]).schedule
+        return [op.cap for op in ops(s, l3.SoftmaxStep) if op.half != "maximum"][-1], [format_expr(op.expr) for op in ops(s, Score)][-1:]
+
+    assert steps("score softcap(5.0)", "f16")[0] is None
+    assert steps("score softcap(5.0)\n bias min(max(0.1 * float(kv_idx - q_idx), -1.0), 0.0)")[0] is None
+    cap, scores = steps("score s + 0.1 * float(kv_idx)\n score softcap(5.0)")
+    assert cap == 1.0 and "tanh" not in scores[0] and "qk" in scores[0]
+
+
+def test_tiles_far_from_the_diagonal_need_one_number_of_a_table():
+    """The condition holds just where no distance of the tile is inside the clipped range; buckets have one too, sums of cosines none."""
+    same = ops(schedule("distances", "blackwell"), Score)[-1].same
+    for q_tile, kv_tile, group in itertools.product(range(3), range(9), range(2)):
+        least = 64 * kv_tile - 256 * q_tile - 128 * group - 127
+        env = {"q_tile": q_tile, "kv_tile": kv_tile, "group": group, "off": 0, "seq_q": 700, "seq_kv": 700}
+        assert number(same, env) == (least >= 8 or least + 127 + 63 <= -8), (q_tile, kv_tile, group)
+
+    def condition(body: str):
+        text = f"attention one {{ heads q = 1, kv = 1\n dim 64\n dtype bf16\n {body} }}"
+        return ops(lower(load(text), TARGETS["blackwell"]).schedule, Score)[-1].same
+
+    assert condition("tensor t: f32[16, heads_q]\n bias t5_bias(t, 16, 20)") is not None
+    assert condition("bias sandwich(16)") is None
+    assert condition("tensor t: f32[heads_q, 17]\n bias 0.1 * float(kv_idx - q_idx) * relative_table(t, 8)") is None
+
+
+def test_a_condition_that_holds_too_often_gives_wrong_numbers():
+    s = change(schedule("distances", "blackwell"), "consumer", lambda op: (dataclasses.replace(op, same=TRUE) if isinstance(op, Score) else op,))
+    check_numbers(schedule("distances", "blackwell"), "distances", 130, 200)
+    with pytest.raises(AssertionError):
+        check_numbers(s, "distances", 130, 200)
 
 
 def test_long_masks_are_rolled_and_short_ones_written_out():
@@ -237,7 +286,8 @@ def test_more_stages_change_the_waits_of_a_role_that_copies_for_itself():
 def test_numbers_of_columns_take_the_room_of_a_stage():
     """Of K and V only: the rings that hand on one tile keep their one stage."""
     text = """attention filled { heads q = 1, kv = 1\n dim qk = 16, v = 256\n dtype bf16\n tensor t: f32[batch, 8]\n tensor at: i32[batch, seq_kv] in 0..8
-        tensor n: i32[batch, seq_q] in 0..seq_kv\n bias -t[b, at[b, kv_idx]]\n mask kv_idx > n[b, q_idx] and at[b, kv_idx] == n[b, q_idx] }"""
+        tensor n: i32[batch, seq_q] in 0..seq_kv\n bias -t[b, at[b, kv_idx]]\n mask kv_idx > n[b, q_idx] and at[b, kv_idx] == n[b, q_idx]
+        target blackwell(tile_m = 128, tile_n = 96) }"""
     s = lower(load(text), TARGETS["blackwell"]).schedule
     assert [s.channel(n).stages for n in ("K", "V", "TS", "TP")] == [2, 2, 1, 1]
     assert any(r.by == "share_columns" and "not 3" in r.text for r in s.remarks)

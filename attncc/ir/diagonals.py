@@ -7,7 +7,7 @@ Sandwich's sum of cosines are such terms.
 from __future__ import annotations
 
 from attncc.ir.algebra import linear
-from attncc.ir.expr import FLOAT, INT, ZERO, Expr, rebuild, substitute, var, variables, walk
+from attncc.ir.expr import FLOAT, INT, ZERO, Expr, add, apply, const, rebuild, sub, substitute, var, variables, walk
 from attncc.ir.tile import COLUMN_FIRST, COLUMN_STEP
 
 Q, KV = var("q_idx"), var("kv_idx")
@@ -33,6 +33,13 @@ def split_diagonals(expr: Expr, varying: frozenset[str]) -> tuple[Expr, tuple[Ex
     out = rewrite(expr)
     at_distance = {"q_idx": ZERO, "kv_idx": var(DISTANCE)}
     return out, tuple(substitute(node, at_distance) for node in found)
+
+
+def distances_of_tile(tile_m: int, tile_n: int, rows: int) -> tuple[Expr, Expr]:
+    """The least and the greatest distance of a group's `rows` rows of query tile q_tile and the keys of tile kv_tile (L3)."""
+    keys = apply("mul", var("kv_tile"), tile_n)
+    queries = add(apply("mul", var("q_tile"), tile_m), apply("mul", var("group"), rows))
+    return sub(keys, add(queries, const(rows - 1))), add(sub(keys, queries), const(tile_n - 1))
 
 
 def _classes(expr: Expr, varying: frozenset[str]) -> dict[Expr, int]:

@@ -1,6 +1,6 @@
 """Costly terms of the distance kv_idx - q_idx are found and expressed over it."""
 
-from attncc.emit.diagonals import split_diagonals
+from attncc.ir.diagonals import split_diagonals
 from attncc.ir.expr import add, apply, as_float, const, load, mul, sub, var
 
 Q, K, H, QK = var("q_idx"), var("kv_idx"), var("h"), var("qk", "float")
