@@ -23,7 +23,7 @@ from attncc.emit.own_rows import score_by_distance, score_by_rows
 from attncc.emit.pairs import QK, split_scaled
 from attncc.emit.ranges import KeyRange, key_range
 from attncc.emit.tables import tables_of
-from attncc.emit.tensor_memory import issues_products, link_view, owned_cells, phases_of, role_macro, tensor_view
+from attncc.emit.tensor_memory import copy_steps, issues_products, link_view, owned_cells, phases_of, role_macro, tensor_view
 from attncc.emit.view import (
     BYTES,
     DSL_TYPES,
@@ -145,7 +145,6 @@ class Flattener:
             return link_view(self.schedule, channel)
         copy = next(op for op in all_operations(self.schedule) if isinstance(op, l3.Copy) and op.channel == channel.name)
         is_block = copy.at is not None
-        column = {} if copy.column is None else {"column": to_statements((copy.column,), self.base)[1][0]}
         return ChannelView(
             name=channel.name,
             kind=channel.kind,
@@ -161,9 +160,7 @@ class Flattener:
             boxes=self.private.get(channel.buffer, 1),
             producer=channel.producer,
             consumer=channel.consumer,
-            pair=channel.pair,
-            atom=Step("load_atom_pair" if channel.pair else "load_atom_alone", {}),
-            sides=Step("sides_of_piece" if column else "sides_whole", column),
+            **copy_steps(channel, copy, self.base),
         )
 
     def place_of(self, tensor: str) -> dict[str, Step]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attncc.emit.expressions import Names, to_statements
 from attncc.emit.view import BYTES, DSL_TYPES, ChannelView, PhaseView, SharedTile, Step
 from attncc.ir import schedule as l3
 from attncc.ir.schedule import Channel, Role, Schedule
@@ -49,6 +50,14 @@ def link_view(schedule: Schedule, channel: Channel) -> ChannelView:
         head="", boxes=0, producer=channel.producer, consumer=channel.consumer, parts=parts(schedule),
         full_arrivals=arrivals(channel.producer), empty_arrivals=arrivals(channel.consumer), pair=channel.pair,
     )  # fmt: skip
+
+
+def copy_steps(channel: Channel, copy: l3.Copy, names: Names) -> dict[str, object]:
+    """How a channel's copies are made: by a block alone or in a pair, of whole rows or of a piece of each."""
+    atom = Step("load_atom_pair" if channel.pair else "load_atom_alone", {})
+    if copy.column is None:
+        return {"pair": channel.pair, "atom": atom, "sides": Step("sides_whole", {})}
+    return {"pair": channel.pair, "atom": atom, "sides": Step("sides_of_piece", {"column": to_statements((copy.column,), names)[1][0]})}
 
 
 def phases_of(schedule: Schedule, role: Role, used: set[str]) -> tuple[PhaseView, ...]:
