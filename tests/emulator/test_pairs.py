@@ -1,4 +1,4 @@
-"""Pairs of blocks in the emulator: eight interleavings, odd numbers of query tiles, rows and keys that end anywhere; planted faults."""
+"""Pairs of blocks in the emulator: several interleavings, odd numbers of query tiles, rows and keys that end anywhere; planted faults."""
 
 import re
 
@@ -17,10 +17,11 @@ from attncc.targets import get_target
 from tests.rotation import turn
 from tests.schedules import smaller
 
-CASES = (("dim 128", 2, 140, 130, 4), ("dim qk = 192, v = 128", 1, 40, 290, 8), ("dim 256", 2, 140, 200, 8))
+CASES = (("dim 128", 2, 140, 130, 2), ("dim 256", 2, 140, 200, 8))
 """Head dims, query heads, queries, keys, interleavings. On two multiprocessors: at d128 a pair works on the tiles of two heads, one after the other,
-of each of which the second block has no rows. (All with eight interleavings, and other lengths: docs/testing.md.)"""
-TURNS = 4
+of each of which the second block has no rows. (192/128 is among the kernels of test_tensor_memory_kernels. All with eight interleavings, and other
+lengths: docs/testing.md.)"""
+TURNS = 3
 """Of the cases and the planted faults one part runs a day."""
 
 
@@ -39,7 +40,7 @@ def kernel_for(dims: str, heads: int) -> Kernel:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", turn((*CASES, None), TURNS), ids=str)
-def test_right_in_eight_interleavings(case):
+def test_right_in_several_interleavings(case):
     if case is None:
         pytest.skip("it is the turn of the planted faults")
     dims, heads, seq_q, seq_kv, seeds = case
