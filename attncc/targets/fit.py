@@ -8,7 +8,7 @@ from attncc.formats import bytes_of
 from attncc.ir.attention import Attention, TargetHint
 from attncc.ir.schedule import Schedule
 from attncc.ir.schedule_ops import compute_role
-from attncc.targets.cost import ElementCost
+from attncc.targets.cost import ElementCost, element_cost
 from attncc.targets.target import WARP_THREADS, Target
 
 PLAIN = ElementCost()
@@ -97,6 +97,12 @@ def block_memory(target: Target, extra: ElementCost, tile_m: int, tile_n: int) -
     if target.has("tensor_memory"):
         return extra.diagonals * STAGED_COPIES * (2 * target.mma.m + STAGED_GAP) * 4 * (tile_m // target.mma.m)
     return extra.block_bytes * tile_m * tile_n if target.has("score_blocks") else 0
+
+
+def shared_room(target: Target, attention: Attention, tile_m: int, tile_n: int) -> int:
+    """Bytes of shared memory for a schedule's buffers, beside what the threads of roles stage for themselves."""
+    staged = block_memory(target, element_cost(attention), tile_m, tile_n) if target.has("tensor_memory") else 0
+    return target.shared_limit - staged
 
 
 def hints(attention: Attention, target: Target) -> TargetHint:

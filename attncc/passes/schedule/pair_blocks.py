@@ -29,7 +29,7 @@ from attncc.ir.simplify import simplify
 from attncc.ir.tile import TENSOR
 from attncc.passes.schedule.pipeline_stages import looped_channels, with_stages
 from attncc.targets import Target
-from attncc.targets.fit import hints
+from attncc.targets.fit import hints, shared_room
 from attncc.targets.tiles import paired_tiles
 
 BLOCKS = 2
@@ -89,7 +89,7 @@ def _deeper(schedule: l3.Schedule, rings: frozenset[str], target: Target) -> l3.
     wanted = hints(schedule.attention, target).stages or target.stages
     for stages in range(1 + max(schedule.channel(n).stages for n in rings), wanted + 1):
         deeper = with_stages(best, rings, stages)
-        if shared_bytes(deeper, bytes_of) > target.shared_limit:
+        if shared_bytes(deeper, bytes_of) > shared_room(target, schedule.attention, schedule.tile_m, schedule.tile_n):
             break
         best = deeper
     return best

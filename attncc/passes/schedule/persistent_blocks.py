@@ -64,7 +64,7 @@ from attncc.passes.schedule.narrow_groups import always
 from attncc.passes.schedule.pipeline_stages import looped_channels, with_stages
 from attncc.passes.schedule.tile_order import has_steady_costs, takes_several
 from attncc.targets import Target
-from attncc.targets.fit import hints
+from attncc.targets.fit import hints, shared_room
 
 WORK_TILES, BLOCKS, ROUNDS, ROUND, WORK = "work_tiles", "blocks", "rounds", "round", "work"
 QUERIES = "queries"
@@ -132,13 +132,14 @@ def _apart(schedule: l3.Schedule, out: str, target: Target) -> l3.Schedule:
     asked for by a hint."""
     buffers = tuple(dataclasses.replace(b, alias=None) if b.name == out else b for b in schedule.buffers)
     apart = dataclasses.replace(schedule, buffers=buffers)
-    if shared_bytes(apart, bytes_of) <= target.shared_limit:
+    room = shared_room(target, schedule.attention, schedule.tile_m, schedule.tile_n)
+    if shared_bytes(apart, bytes_of) <= room:
         return apart
     rings = frozenset(n for n in looped_channels(schedule) if schedule.channel(n).kind == "tma" and not n.startswith(BLOCK))
     most = max(schedule.channel(n).stages for n in rings)
     for stages in range(most - 1, LEAST_STAGES - 1, -1) if hints(schedule.attention, target).stages is None else ():
         fewer = with_stages(apart, rings, stages)
-        if shared_bytes(fewer, bytes_of) <= target.shared_limit:
+        if shared_bytes(fewer, bytes_of) <= room:
             return remark(fewer, "persistent_blocks", f"{stages} stages of K and V, not {most}: the output has memory of its own")
     return schedule
 
