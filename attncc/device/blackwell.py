@@ -205,7 +205,7 @@ def store_weights(memory, column, scores, dtype, thread):
 
 def fill(memory, column, cols: int, number: float, thread):
     """`cols` columns of every row := number."""
-    for at, width in _chunks(cols):
+    for at, width in _chunks(cols, 16):
         store_piece(memory, column + at, [Float32(number)] * width, thread)
     stores_done()
 
@@ -237,7 +237,7 @@ def stage_rows(tile, memory, column, cols: int, factor, part: int, thread):
     """Rows of sums times their `factor`, rounded, to copy `part` of a shared tile; shown to the asynchronous proxy."""
     dtype = tile.element_type
     row = tile[thread % GROUP, None, part]
-    for at, width in _chunks(cols):
+    for at, width in _chunks(cols, 8):  # few registers: a role that only begins and ends sums has no more
         piece = load_piece(memory, column + at, width, thread)
         loads_done()
         scaled = _scaled(piece, factor)
