@@ -21,7 +21,7 @@ import functools
 import math
 import weakref
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 INT, FLOAT, BOOL = "int", "float", "bool"
 TYPES = (INT, FLOAT, BOOL)
@@ -101,14 +101,14 @@ class Expr:
     """An interned expression node. Build it with `const`, `var`, `load` and `apply`, never directly."""
 
     __slots__ = ("op", "args", "value", "type", "__weakref__")
-    _table: "weakref.WeakValueDictionary[tuple, Expr]" = weakref.WeakValueDictionary()
+    _table: weakref.WeakValueDictionary[tuple, Expr] = weakref.WeakValueDictionary()
 
     op: str
-    args: tuple["Expr", ...]
+    args: tuple[Expr, ...]
     value: object
     type: str
 
-    def __new__(cls, op: str, args: tuple["Expr", ...], value: object, type: str) -> "Expr":
+    def __new__(cls, op: str, args: tuple[Expr, ...], value: object, type: str) -> Expr:
         key = (op, tuple(map(id, args)), type, repr(value))
         node = cls._table.get(key)
         if node is None:

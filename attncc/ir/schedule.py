@@ -131,7 +131,7 @@ class Barrier:
 @dataclass(frozen=True)
 class If:
     condition: Expr
-    body: tuple["Op", ...]
+    body: tuple[Op, ...]
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,14 @@ class For:
     begin: Expr
     end: Expr
     label: str
-    body: tuple["Op", ...]
+    body: tuple[Op, ...]
 
 
 @dataclass(frozen=True)
 class ForParts:
     """The body once for each part of the query tile (the rows of each computing group), with `group` the part's number."""
 
-    body: tuple["Op", ...]
+    body: tuple[Op, ...]
 
 
 @dataclass(frozen=True)

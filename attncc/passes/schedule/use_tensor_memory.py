@@ -23,7 +23,7 @@ from attncc.formats import bytes_of
 from attncc.ir import schedule as l3
 from attncc.ir.expr import ONE, ZERO, apply, var
 from attncc.ir.schedule_ops import compute_role, drop_unused_lets, operations, rewrite
-from attncc.ir.tile import SHARED, TENSOR, Finalize, Let, Store, Weights
+from attncc.ir.tile import SHARED, TENSOR, Finalize, Let, Store
 from attncc.lower.tile_to_schedule import CORRECTION, TOTAL
 from attncc.targets import Target
 
