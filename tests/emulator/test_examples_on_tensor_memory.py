@@ -1,6 +1,6 @@
 """Every example on the target with tensor memory: one compilation each, of which machine code, resources and results are looked at.
 
-Two chips and eight interleavings take turns by the day, and so do the halves of the examples. All at once:
+Eight interleavings take turns by the day, and so do generated specs. All at once:
 
     ATTNCC_TURN=all python -m pytest -n 0 tests/emulator/test_examples_on_tensor_memory.py
     python -m tests.emulator.sweep --target blackwell --seeds 8
@@ -34,7 +34,7 @@ def _one_thread():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", turn(EXAMPLES, 2), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, monkeypatch):
     made = []
     compile_module = build.compile_module
