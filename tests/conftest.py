@@ -14,6 +14,17 @@ def _private_cache(tmp_path_factory):
     patch.undo()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests of many small tensor operations, in a process of its own too: threads cost them more than they give."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_configure():
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch

@@ -8,7 +8,6 @@ Eight interleavings take turns by the day, and so do generated specs. All at onc
 """
 
 import pytest
-import torch
 
 from attncc.runtime import build, cubin
 from attncc.targets import get_target
@@ -25,12 +24,7 @@ DAILY = 4
 """Generated specs that are compiled in one run."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.slow

@@ -25,12 +25,7 @@ TURNS = 2
 """Of the cases and of the planted faults one part runs a day."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def kernel_for(dims: str, heads: int) -> Kernel:

@@ -23,12 +23,7 @@ SEQ_Q, SEQ_KV = 600, 200
 """Three query tiles of two heads, the last cut off; the first of each head has no key, the second some, the last a cut key tile."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.slow

@@ -24,12 +24,7 @@ LITTLE = 22 * 1024
 """Shared memory in which the output of 128 rows lies over Q, so that blocks work on one tile each."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(s, name, seq_q, seq_kv, seed=0):

@@ -22,13 +22,7 @@ TARGETS = ("hopper", "ampere")
 LENGTHS = ((1, 129), (129, 1), (127, 257), (257, 127), (70, 0))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tiles are small: more threads only get in each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def close(s, name, seq_q, seq_kv, batch=1, **options):

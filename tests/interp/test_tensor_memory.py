@@ -23,12 +23,7 @@ TARGET = "blackwell"
 LENGTHS = ((1, 129), (129, 1), (300, 257), (257, 127), (70, 0))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(s, name, seq_q, seq_kv, seed=0):

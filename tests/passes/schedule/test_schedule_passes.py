@@ -65,12 +65,7 @@ whose blocks take several tiles (with tensor memory: one whose output lies over 
 a tensor for every pair, capped scores, a table of distances, rows so long that two blocks work together."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pass_id(item) -> str:
