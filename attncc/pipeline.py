@@ -18,6 +18,7 @@ from attncc.passes.schedule.drop_guards import drop_guards
 from attncc.passes.schedule.lazy_rescaling import lazy_rescaling
 from attncc.passes.schedule.level_distances import level_distances
 from attncc.passes.schedule.narrow_groups import narrow_groups
+from attncc.passes.schedule.narrow_windows import narrow_windows
 from attncc.passes.schedule.overlap_softmax_with_mma import overlap_softmax_with_mma
 from attncc.passes.schedule.pair_blocks import pair_blocks
 from attncc.passes.schedule.peel_first_tile import peel_first_tile
@@ -100,6 +101,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         copy_biases,
         assign_roles,
         narrow_groups,
+        narrow_windows,
         pipeline_stages,
         peel_first_tile,
         overlap_softmax_with_mma,

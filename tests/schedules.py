@@ -24,6 +24,7 @@ TEXTS = {
     "wide": "attention wide { " + HEAD.replace("32", "256") + " mask kv_idx <= q_idx + off }",
     "narrow": "attention narrow { " + HEAD.replace("32", "64") + " mask kv_idx <= q_idx + off }",
     "window": "attention window { " + HEAD + " mask kv_idx <= q_idx + off and kv_idx > q_idx + off - 150 }",
+    "band": "attention band { " + HEAD + " mask kv_idx <= q_idx + off + 20 and kv_idx > q_idx + off - 250 }",
     "pairs": "attention pairs { " + HEAD + " tensor pair: bf16[heads_q, seq_q, seq_kv]\n bias pair[h, q_idx, kv_idx]\n mask kv_idx <= q_idx + off }",
     "capped": "attention capped { " + HEAD + " score softcap(30.0)\n mask kv_idx <= q_idx + off }",
     "distances": "attention distances { " + HEAD + " tensor table: f32[heads_q, 17]\n bias relative_table(table, 8)\n mask causal }",

@@ -44,8 +44,8 @@ def narrow_groups(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     loops = tuple(op for op in outer.body if isinstance(op, l3.For))
     lets = {op.name: op.expr for op in operations(role.body) if isinstance(op, Let)}
     ends = [_end(loop) for loop in loops]
-    own = _own_program(schedule, role)
-    own_ends = [_end_of(s.tile) for s in own.segments]
+    own = program_of_rows(schedule, role.rows_per_group)
+    own_ends = [end_of(s.tile) for s in own.segments]
     counts = [lets.get(count_name(i)) for i in range(len(loops))]
     if not _is_one_range(ends, counts, lets) or len(own.segments) != len(loops):
         return schedule
@@ -71,19 +71,19 @@ def always(body: tuple, channel: str) -> tuple:
     return tuple(out)
 
 
-def _own_program(schedule: l3.Schedule, role: l3.Role) -> TileProgram:
-    """The tile program of a query tile that has one group's rows."""
-    naive = lower_attention_to_tile(schedule.attention, role.rows_per_group, schedule.tile_n)
+def program_of_rows(schedule: l3.Schedule, rows: int) -> TileProgram:
+    """The tile program of a query tile of `rows` rows, its partial and full tiles apart."""
+    naive = lower_attention_to_tile(schedule.attention, rows, schedule.tile_n)
     return peel_masked_tiles(skip_empty_tiles(naive))
 
 
 def _end(loop: l3.For) -> Expr | None:
     """The key tile after the first one that a loop visits, when it goes down one by one."""
     first = loop.body[0]
-    return _end_of(first.expr, loop.counter) if isinstance(first, Let) and first.name == "kv_tile" else None
+    return end_of(first.expr, loop.counter) if isinstance(first, Let) and first.name == "kv_tile" else None
 
 
-def _end_of(tile: Expr, counter: str = "t") -> Expr | None:
+def end_of(tile: Expr, counter: str = "t") -> Expr | None:
     if linear(tile).coefficient(var(counter)) != -1:
         return None
     return simplify(add(substitute(tile, {counter: ZERO}), ONE))
@@ -93,11 +93,11 @@ def _is_one_range(ends: list, counts: list, lets: dict[str, Expr]) -> bool:
     """Whether each range ends where the one before it began."""
     if None in ends or None in counts or not ends:
         return False
-    begins = [linear(_resolved(end, lets)).plus(linear(_resolved(count, lets)), -1) for end, count in zip(ends, counts)]
-    return all(begin == linear(_resolved(end, lets)) for begin, end in zip(begins, ends[1:]))
+    begins = [linear(resolved(end, lets)).plus(linear(resolved(count, lets)), -1) for end, count in zip(ends, counts)]
+    return all(begin == linear(resolved(end, lets)) for begin, end in zip(begins, ends[1:]))
 
 
-def _resolved(e: Expr, lets: dict[str, Expr]) -> Expr:
+def resolved(e: Expr, lets: dict[str, Expr]) -> Expr:
     """`e` without names of bounds, so that two ways to write one bound compare equal."""
     while True:
         known = {name: lets[name] for name in lets if name.startswith(("bound", "count"))}
@@ -126,7 +126,7 @@ def _narrowed(schedule: l3.Schedule, role: l3.Role, outer: l3.If, own: TileProgr
     total: Expr = ZERO
     for i in range(len(own.segments)):
         total = var(f"{OWN}_{i}") if total is ZERO else add(total, var(f"{OWN}_{i}"))
-    above = simplify(sub(end, here(_end_of(own.segments[0].tile))))
+    above = simplify(sub(end, here(end_of(own.segments[0].tile))))
     # an empty range lies anywhere: a group without a tile passes over all
     lets += [Let(OWN_TOTAL, total), Let(PASSED, select(apply("gt", var(OWN_TOTAL), ZERO), above, var(TOTAL)))]
     lets += [Let(LEFT, sub(sub(var(TOTAL), var(PASSED)), var(OWN_TOTAL)))]

@@ -57,11 +57,11 @@ ONE_PART = {f"blackwell_{name}" for name in ("persistent_blocks", "share_columns
 SUBJECTS = {
     "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "roll_masks": {"name": "pages"}, "copy_biases": {"name": "pairs"},
     "persistent_blocks": {"name": "narrow", "tile_m": 192}, "blackwell_persistent_blocks": {"name": "wide", "small": False},
-    "skip_missing_tiles": {"name": "packed"}, "cap_in_softmax": {"name": "capped"}, "level_distances": {"name": "distances"},
+    "narrow_windows": {"name": "band"}, "skip_missing_tiles": {"name": "packed"}, "cap_in_softmax": {"name": "capped"}, "level_distances": {"name": "distances"},
     "pair_blocks": {"name": "full", "small": False}, "drain_rings": {"name": "full", "small": False},
 }  # fmt: skip
 """What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair, a shape
-whose blocks take several tiles (with tensor memory: one whose output lies over Q), packed sequences, a mask that reads
+whose blocks take several tiles (with tensor memory: one whose output lies over Q), a window wider than a tile, packed sequences, a mask that reads
 a tensor for every pair, capped scores, a table of distances, rows so long that two blocks work together."""
 
 
@@ -302,6 +302,14 @@ def test_several_tiles_of_a_block_run_right(name, more):
     s = schedule(name, "hopper", sms=2, **more)
     check_numbers(s, name, 700, 257)
     check_numbers(s, name, 500, 130)
+
+
+@pytest.mark.parametrize("sizes", ((700, 700), (257, 900), (900, 257), (500, 1), (1, 700)), ids=str)
+def test_groups_visit_their_own_part_of_a_window(sizes):
+    """Rows without a full tile, without any, beyond the last query; most tiles of the block are full for some group only."""
+    s = schedule("band", "hopper")
+    assert [op.label for op in ops(s, l3.For)] == ["tiles above", "partial tiles", "full tiles", "partial tiles", "tiles below"]
+    check_numbers(s, "band", *sizes)
 
 
 def test_the_output_takes_the_room_of_a_third_stage_unless_a_hint_asked_for_it():
