@@ -22,7 +22,6 @@ from attncc.ir.packing import CU_KV, CU_Q
 from attncc.runtime import cache, known, load, torch_op, tuned
 from attncc.runtime.build import Built, build, options
 from attncc.runtime.call import Caller
-from attncc.runtime.check import names as check_names
 from attncc.runtime.launch import Blocks, Launcher, Work, blocks_of, cpu_launcher, gpu_launcher, work_of
 from attncc.targets import TARGETS, Target, check_chip, get_target, target_for_arch
 
@@ -120,12 +119,12 @@ class Kernel:
         (heads_q, total_q).
         """
         if return_lse and not self.has_lse:
+            if is_compiling():  # tracers cannot make the error; behind the break nothing is traced
+                torch._dynamo.graph_break(msg="E324, this reduction has no log-sum-exp: leave return_lse away")
             raise _no_lse(self.attention)
         packed = arguments and (CU_Q in arguments or CU_KV in arguments) and self.count_packed(arguments)
         if is_compiling() or type(q) is FakeTensor:
-            check_names(self.attention, arguments, packed)
-            result = torch_op.traced(self, q, k, v, arguments, packed)
-            result = result if out is None else (out.copy_(result[0]), result[1])
+            result = torch_op.traced(self, q, k, v, out, arguments, packed, return_lse)
         else:
             caller = self.packed.caller if packed else self.caller
             result = caller(q, k, v, out, arguments, return_lse)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from attncc.ir.packing import CU_KV, CU_Q, MAX_KV, MAX_Q
+from attncc.ir.packing import ARGUMENTS, CU_KV, CU_Q, MAX_KV, MAX_Q
 
 LIBRARY = torch.library.Library("attncc", "DEF")
 LIBRARY.define(
@@ -40,17 +40,51 @@ def _known(kernel) -> str:
     return kernel.key
 
 
-def traced(kernel, q, k, v, given, packed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def traced(kernel, q, k, v, out, given, packed: bool, want_lse: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The call as one operator of the graph that is being traced."""
     a = kernel.attention
+    why = _irregular(kernel, (q, k, v), out, given, packed)
+    if why:
+        # Behind the break nothing is traced, and the call says what is wrong; under fullgraph=True this text is what the user reads.
+        torch._dynamo.graph_break(msg=f"attncc cannot put this call into a graph: {why}; call it without torch.compile for more")
+        return (kernel.packed if packed else kernel).caller(q, k, v, out, given, want_lse)
     tensors = [given[t.name] for t in a.tensors]
     ints = [int(given[s.name]) for s in a.scalars if s.type != "float"]
     floats = [float(given[s.name]) for s in a.scalars if s.type == "float"]
     if packed:
         tensors += [given[CU_Q], given[CU_KV]]
         ints += [given[MAX_Q], given[MAX_KV]]
-        return torch.ops.attncc.attention(q, k, v, tensors, ints, floats, kernel.register_packed())
-    return torch.ops.attncc.attention(q, k, v, tensors, ints, floats, kernel.register())
+        result = torch.ops.attncc.attention(q, k, v, tensors, ints, floats, kernel.register_packed())
+    else:
+        result = torch.ops.attncc.attention(q, k, v, tensors, ints, floats, kernel.register())
+    return result if out is None else (out.copy_(result[0]), result[1])
+
+
+def _irregular(kernel, operands, out, given, packed: bool) -> str:
+    """Why a call is none that the operator takes as it is, "" when it is one. The operator would lose gradients, cut numbers short and
+    cast into `out`. Tracers follow this function: it builds no AttnError, which they cannot."""
+    a = kernel.attention
+    wanted = [d.name for d in a.tensors] + [d.name for d in a.scalars] + (list(ARGUMENTS) if packed else [])
+    for name in given:
+        if name not in wanted:
+            return f"E302, there is no argument `{name}`"
+    for name in wanted:
+        if name not in given:
+            return f"E301, the argument `{name}` is missing"
+    tensors = [*operands, *[given[t.name] for t in a.tensors]]
+    if not all(isinstance(x, torch.Tensor) for x in tensors):
+        return "E303, an argument is no tensor"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "E317, a tensor requires a gradient and there is no backward pass (torch.no_grad() or detach() helps)"
+    kinds = [(s.name, s.type) for s in a.scalars] + ([(MAX_Q, "int"), (MAX_KV, "int")] if packed else [])
+    for name, kind in kinds:
+        x = given[name]
+        if isinstance(x, bool) != (kind == "bool") or not isinstance(x, (int, float) if kind == "float" else int):
+            return f"E318, `{name}` is no Python {kind}"
+    q = operands[0]
+    if out is not None and not (isinstance(out, torch.Tensor) and out.dtype == q.dtype and out.shape == (*q.shape[:-1], a.dim_v)):
+        return "E319, `out` has another type or shape than the result"
+    return ""
 
 
 def _call(q, k, v, tensors, ints, floats, kernel):

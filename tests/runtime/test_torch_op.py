@@ -109,3 +109,47 @@ def test_kernels_that_no_graph_uses_are_not_kept():
     run, _ = compiled(lambda q, k, v: kernel(q, k, v))
     run(*operands(1, 4, 4))
     assert KERNELS[kernel.key] is kernel
+
+
+NEEDS_CARE = {
+    "E301": {"drop": "x"},
+    "E302": {"more": 1},
+    "E317": {"grad": True},
+    "E318, `n`": {"n": 2.7},
+    "E318, `x`": {"x": "3"},
+    "E319": {"out": torch.empty(1, 8, 4, 32)},
+}
+
+
+@pytest.mark.parametrize("reason", NEEDS_CARE)
+def test_what_the_operator_would_get_wrong_is_no_part_of_a_graph(reason):
+    """Gradients would be lost, 2.7 would become 2, `out` would be cast: a graph has none of it, and where it breaks the call is refused."""
+    text = "attention a { heads q = 4, kv = 2; dim qk = 64, v = 32; dtype bf16; scalar n: int; scalar x: float; bias x; mask kv_idx < n }"
+    kernel = attncc.compile(text)
+    q, k, v = operands(1, 8, 8, dim_v=32)
+    given = {"n": 3, "x": 0.5} | NEEDS_CARE[reason]
+    q.requires_grad_(given.pop("grad", False))
+    given.pop(given.pop("drop", None), None)
+    run, _ = compiled(lambda q, k, v: kernel(q, k, v, **given))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=reason):
+        run(q, k, v)
+    if reason == "E317":
+        torch._dynamo.reset()
+        with pytest.raises(AttnError, match=reason):
+            torch.compile(lambda q, k, v: kernel(q, k, v, **given), backend=Graphs())(q, k, v)
+
+
+def test_gradients_that_nobody_asks_for_do_not_matter():
+    kernel = attncc.compile(PLAIN)
+    q, k, v = operands(1, 4, 5)
+    run, graphs = compiled(lambda q, k, v: kernel(q, k, v))
+    with torch.no_grad():
+        torch.testing.assert_close(run(q.clone().requires_grad_(), k, v), kernel(q, k, v))
+    assert graphs.calls() == 1
+
+
+def test_a_log_sum_exp_that_does_not_exist_is_named():
+    kernel = attncc.compile(PLAIN.replace("mask causal", "reduction relu"))
+    run, _ = compiled(lambda q, k, v: kernel(q, k, v, return_lse=True))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="E324"):
+        run(*operands(1, 4, 5))
