@@ -8,7 +8,7 @@
 (FlashAttention-3, section 3.1.) A group waits for its own turn and gives the turn to the next; the last group gives the
 first one. Whether it pays is measured for each shape of the loop (`Target.manners`): it gains 24 % at head dims 192 and 128, 5 % at 64,
 and costs 1 to 2 % at 128. Elsewhere three groups take turns and two are left alone.
-Asks for: named_barriers, and overlapped loops. Without this pass the groups drift and their products may collide.
+Asks for: named_barriers, overlapped loops, and groups that all have as many tiles. Without this pass the groups drift and their products may collide.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from __future__ import annotations
 import dataclasses
 
 from attncc.ir import schedule as l3
-from attncc.ir.expr import apply, const, var
+from attncc.ir.expr import apply, const, var, variables
 from attncc.ir.schedule_ops import compute_role, replace_role
+from attncc.ir.tile import Let
 from attncc.passes.schedule.overlap_softmax_with_mma import is_overlapped
 from attncc.targets import Target
 
@@ -29,7 +30,7 @@ LEAST_GROUPS = 3
 def ping_pong(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     """`schedule` with a turn barrier for each group; unchanged where turns do not pay and for loops that do not overlap."""
     role = compute_role(schedule)
-    if not takes_turns(schedule, target) or not is_overlapped(schedule):
+    if not takes_turns(schedule, target) or not is_overlapped(schedule) or _differ(role):
         return schedule
     threads = 2 * role.warps * 32 // role.groups
     barrier = l3.Barrier(TURN, threads, role.groups)
@@ -46,6 +47,11 @@ def takes_turns(schedule: l3.Schedule, target: Target) -> bool:
         return False
     known = target.manner(schedule.attention.dim_qk, schedule.attention.dim_v, groups)
     return known.turns if known else groups >= LEAST_GROUPS
+
+
+def _differ(role: l3.Role) -> bool:
+    """Whether groups have numbers of tiles of their own: one that is done would not give its turn on."""
+    return any(isinstance(op, Let) and l3.GROUP_VARIABLE in variables(op.expr) for op in role.body)
 
 
 def _in_turns(outer: l3.If) -> l3.If:
