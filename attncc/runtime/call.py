@@ -19,15 +19,16 @@ from operator import itemgetter
 import torch
 
 from attncc.diagnostics import AttnError
-from attncc.ir.attention import Attention
+from attncc.ir.attention import Attention, ScalarDecl
 from attncc.ir.packing import MAX_KV, MAX_Q
 from attncc.runtime import check
+from attncc.runtime.allocate import Allocate, Layout, allocator, contiguous
 from attncc.runtime.check import Sizes
 from attncc.runtime.launch import Launcher
 
 PLANS = 1024
 """Plans kept for one kernel; when there are more, all are dropped and made again as they are needed."""
-_EMPTY_LIKE, _GRAD = torch.empty_like, torch.is_grad_enabled
+_GRAD = torch.is_grad_enabled
 _KINDS = {"int": int, "float": float, "bool": None}
 """The Python type of a scalar that is passed on as it is; any other value is looked at by check.scalar."""
 
@@ -36,23 +37,23 @@ _KINDS = {"int": int, "float": float, "bool": None}
 class Plan:
     """What is known about calls with one key.
 
-    `launch(q, k, v, o, lse, *tensors, *scalars, *work)` runs the kernel; with `careful` it takes anything, and the arguments are to
-    be checked first. `out` and `lse` are one-element tensors spread over the result's shape: allocating like them
-    (contiguous) is cheaper than from a list of sizes; `work` likewise, the work space of the kernels that list key tiles. `unread` is where
-    the log-sum-exp goes that nobody asked for, None to allocate it. `ranges` has the least value and the limit of every scalar.
+    `launch(q, k, v, o, lse, *tensors, *scalars, *work)` fills o and lse. With `careful` it takes anything, and the arguments are to be
+    checked first. `empty(*layout)` allocates, `out`, `lse` and `work` are layouts: of the results, and of the work
+    space of the kernels that list key tiles. `unread` is where the log-sum-exp goes that nobody asked for, None to allocate
+    it. `scalars` has name, type, declaration, least value and limit of every scalar.
     """
 
     sizes: Sizes
     launch: Callable
     careful: bool
-    out: torch.Tensor
-    lse: torch.Tensor
+    empty: Allocate
+    out: Layout
+    lse: Layout
     unread: torch.Tensor | None
-    work: tuple[torch.Tensor, ...]
-    ranges: tuple[tuple[float, float], ...]
-    trivial: bool
+    work: tuple[Layout, ...]
+    scalars: tuple[tuple[str, type | None, ScalarDecl, float, float], ...]
     plain: bool
-    """`launch` takes nothing after lse, and has something to do."""
+    """`launch` takes nothing but tensors of the caller."""
 
 
 class Caller:
@@ -62,56 +63,63 @@ class Caller:
         self.attention = attention
         self.launchers = launchers
         self.plans: dict[tuple, Plan] = {}
-        self.scalars = tuple((s.name, _KINDS[s.type], s) for s in attention.scalars)
         self.tensor_names = tuple(t.name for t in attention.tensors)
         self.count = len(attention.tensors) + len(attention.scalars)
         self._tensors = _getter(self.tensor_names)
         self._longest = (MAX_Q, MAX_KV) if attention.packed else ()
 
-    def __call__(
-        self, q, k, v, out=None, given: Mapping[str, object] = {}, want_lse: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(out, lse) for q, k, v and the declared tensors and scalars by name; see attncc.Kernel. Without `want_lse` the
-        second has no defined contents."""
+    def __call__(self, q, k, v, out=None, given: Mapping[str, object] = {}) -> tuple[torch.Tensor, torch.Tensor]:
+        """(out, lse) for q, k, v and the declared tensors and scalars by name; see attncc.Kernel."""
+        return self.run(q, k, v, out, given, True)
+
+    def run(self, q, k, v, out, given: Mapping[str, object], want_lse: bool):
+        """(out, lse), or out alone. A method with a name: calling an object takes longer."""
         tensors = ()
         try:
-            key = (q.shape, k.shape, q.device)
             if given:
                 tensors = self._tensors(given)
-                for x in tensors:
-                    key += (x.shape, x.dtype)
-                for name in self._longest:
-                    key += (given[name],)
-            plan = self.plans[key]
-            grad = _GRAD() and (q.requires_grad or k.requires_grad or v.requires_grad or _any_grad(tensors))
+                plan = self.plans[self.key(q, k, tensors, given)]
+            else:
+                plan = self.plans[q.shape, k.shape, q.device]
+            grad = _GRAD() and (
+                q.requires_grad or k.requires_grad or v.requires_grad or (tensors and _any_grad(tensors))
+            )
         except (KeyError, AttributeError, TypeError):
-            return self.first(q, k, v, out, given, want_lse)
-        if plan.careful or grad or out is not None or len(given) != self.count:
-            self.check(q, k, v, out, given)
+            plan, tensors = self.first(q, k, v, out, given)
+        else:
+            if plan.careful or grad or (out is not None and _may_overlap(out, q, k, v, *tensors)):
+                self.check(q, k, v, out, given)
         if out is None:
-            out = _EMPTY_LIKE(plan.out)
+            out = plan.empty(*plan.out)
         lse = plan.unread
         if want_lse or lse is None:
-            lse = _EMPTY_LIKE(plan.lse)
-        if plan.plain:
-            try:
+            lse = plan.empty(*plan.lse)
+        rest = tensors if plan.plain else self.rest(plan, tensors, given)
+        try:
+            if rest:
+                plan.launch(q, k, v, out, lse, *rest)
+            else:
                 plan.launch(q, k, v, out, lse)
-                return out, lse
-            except Exception as error:  # noqa: BLE001 - `refused` raises it again where it has no answer
-                return self.refused(error, plan, (q, k, v, out, lse), (), given)
-        return self.launch(plan, q, k, v, out, lse, tensors, given)
+        except Exception as error:  # noqa: BLE001 - `refused` raises it again where it has no answer
+            self.refused(error, plan, (q, k, v, out, lse), rest, given)
+        return (out, lse) if want_lse else out
 
-    def first(self, q, k, v, out, given, want_lse) -> tuple[torch.Tensor, torch.Tensor]:
-        """A call with a key that was not seen before: all checks, then a plan."""
+    def key(self, q, k, tensors, given) -> tuple:
+        """What a plan is made for, where there is more than q, k and v. The number of names says whether one is missing or too much: those
+        that are declared are taken from `given` one by one."""
+        if self._longest:
+            return (q.shape, k.shape, q.device, len(given), given[MAX_Q], given[MAX_KV], *[x.shape for x in tensors])
+        return (q.shape, k.shape, q.device, len(given), *[x.shape for x in tensors])
+
+    def first(self, q, k, v, out, given) -> tuple[Plan, tuple[torch.Tensor, ...]]:
+        """For a call with a key that was not seen before: all checks, then a plan; the declared tensors."""
         sizes = self.check(q, k, v, out, given)
         tensors = self._tensors(given)
         plan = self.plan(q, k, v, tensors, sizes)
         if len(self.plans) >= PLANS:
             self.plans.clear()
-        of_tensors = (item for x in tensors for item in (x.shape, x.dtype))
-        self.plans[(q.shape, k.shape, q.device, *of_tensors, *(given[n] for n in self._longest))] = plan
-        out = _EMPTY_LIKE(plan.out) if out is None else out
-        return self.launch(plan, q, k, v, out, _EMPTY_LIKE(plan.lse), tensors, given)
+        self.plans[self.key(q, k, tensors, given) if given else (q.shape, k.shape, q.device)] = plan
+        return plan, tensors
 
     def check(self, q, k, v, out, given) -> Sizes:
         """Raises AttnError for the first thing that is wrong with the arguments; the sizes of the call."""
@@ -132,42 +140,33 @@ class Caller:
         """The plan for checked arguments; compiles the kernel for their device when that has not happened yet."""
         a, device = self.attention, q.device
         launcher = self.launchers(device)
-        empty = not q.numel() or sizes.batch == 0 or sizes.seq_q == 0
-        no_keys = not k.numel() or sizes.seq_kv == 0
-        work = () if empty else tuple(_proto(shape, dtype, device) for shape, dtype in launcher.workspaces(sizes))
+        trivial = not q.numel() or not k.numel() or 0 in (sizes.batch, sizes.seq_q, sizes.seq_kv)
+        work = () if trivial else tuple(contiguous(shape, dtype) for shape, dtype in launcher.workspaces(sizes))
         lse_shape = (*q.shape[:-3], a.heads_q, q.shape[-3])
         return Plan(
             sizes=sizes,
-            launch=launcher.launch,
-            careful=not launcher.checks,
-            out=_proto((*q.shape[:-1], a.dim_v), q.dtype, device),
-            lse=_proto(lse_shape, torch.float32, device),
-            unread=None if empty or device.type == "cpu" else _unread(lse_shape, device),
+            launch=self.without_keys if trivial else launcher.launch,
+            careful=trivial or not launcher.checks,
+            empty=allocator(device, partly=a.packed),
+            out=contiguous((*q.shape[:-1], a.dim_v), q.dtype),
+            lse=contiguous(lse_shape, torch.float32),
+            unread=None if trivial or device.type == "cpu" else _unread(lse_shape, device),
             work=work,
-            ranges=tuple(check.bounds(s, sizes) for s in a.scalars),
-            trivial=empty or no_keys,
-            plain=not (self.count or work or empty or no_keys),
+            scalars=tuple((s.name, _KINDS[s.type], s, *check.bounds(s, sizes)) for s in a.scalars),
+            plain=not (a.scalars or work),
         )
 
-    def launch(self, plan: Plan, q, k, v, out, lse, tensors, given) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gathers the arguments that are no operands, and launches."""
-        rest = tensors
-        if self.scalars:
-            rest = [*tensors]
-            for (name, kind, decl), (low, high) in zip(self.scalars, plan.ranges):
-                x = given[name]
-                rest.append(x if type(x) is kind and low <= x < high else check.scalar(decl, x, low, high))
-        if plan.work:
-            rest = (*rest, *[_EMPTY_LIKE(w) for w in plan.work])
-        if plan.trivial:
-            return self.without_keys(q, k, v, out, lse, given)
-        try:
-            plan.launch(q, k, v, out, lse, *rest)
-        except Exception as error:  # noqa: BLE001 - `refused` raises it again where it has no answer
-            return self.refused(error, plan, (q, k, v, out, lse), rest, given)
-        return out, lse
+    def rest(self, plan: Plan, tensors, given) -> list:
+        """What a launch takes after lse."""
+        rest = [*tensors]
+        for name, kind, decl, low, high in plan.scalars:
+            x = given[name] if name in given else check.names(self.attention, given)
+            rest.append(x if type(x) is kind and low <= x < high else check.scalar(decl, x, low, high))
+        for layout in plan.work:
+            rest.append(plan.empty(*layout))
+        return rest
 
-    def refused(self, error: Exception, plan: Plan, operands, rest, given) -> tuple[torch.Tensor, torch.Tensor]:
+    def refused(self, error: Exception, plan: Plan, operands, rest, given) -> None:
         """After a failed launch: says which argument it was that the compiled function refused. Where that was a stride that says
         nothing (of a dimension of one), launches with another."""
         if isinstance(error, AttnError):
@@ -178,15 +177,18 @@ class Caller:
         if plan.careful or all(x is y for x, y in zip(tensors, regular)):
             raise error
         plan.launch(*regular, lse, *rest)
-        return tensors[3], lse
 
-    def without_keys(self, q, k, v, out, lse, given) -> tuple[torch.Tensor, torch.Tensor]:
-        """No key at all: the output is zero; the log-sum-exp is that of the sink alone, -inf without one."""
+    def without_keys(self, q, k, v, out, lse, *rest) -> None:
+        """A launch where there is no key at all, or nothing to write: the output is zero, the log-sum-exp that of the sink alone, -inf
+        without one."""
+        out.zero_()
         if self.attention.reduction.sink is None or not lse.numel():
-            return out.zero_(), lse.fill_(-torch.inf)
+            lse.fill_(-torch.inf)
+            return
         from attncc.interp.reference import reference
 
-        return out.zero_(), lse.copy_(reference(self.attention, q, k, v, dict(given))[1])
+        names = (*self.tensor_names, *(s.name for s in self.attention.scalars))
+        lse.copy_(reference(self.attention, q, k, v, dict(zip(names, rest)))[1])
 
 
 def _getter(names: tuple[str, ...]) -> Callable[[Mapping[str, object]], tuple]:
@@ -197,12 +199,23 @@ def _getter(names: tuple[str, ...]) -> Callable[[Mapping[str, object]], tuple]:
     return itemgetter(*names)
 
 
-def _proto(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.empty((1,) * len(shape), dtype=dtype, device=device).expand(shape)
-
-
 def _any_grad(tensors) -> bool:
-    return any(x.requires_grad for x in tensors)
+    for x in tensors:
+        if x.requires_grad:
+            return True
+    return False
+
+
+def _may_overlap(out, *inputs) -> bool:
+    """Whether `out` lies in the memory of one of the inputs, or they are not all tensors."""
+    try:
+        memory = out.untyped_storage().data_ptr()
+        for x in inputs:
+            if x.untyped_storage().data_ptr() == memory:
+                return True
+    except (AttributeError, RuntimeError, TypeError):
+        return True
+    return False
 
 
 _UNREAD: dict[torch.device, torch.Tensor] = {}

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import compiler
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from attncc.diagnostics import AttnError, Diagnostic, fail
 from attncc.ir import packing
@@ -34,6 +35,16 @@ if TYPE_CHECKING:
 
 BLOCKS = "score_blocks"
 """The capability that asks for biases laid out in a certain way; calls with others get a kernel that does not use it."""
+
+
+class _Asked:
+    """Stands for torch.compiler where it keeps its state in another way."""
+
+    _is_compiling_flag = property(lambda self: compiler.is_compiling())
+
+
+_TORCH = compiler if hasattr(compiler, "_is_compiling_flag") else _Asked()
+"""Where to read whether a graph is being traced. Calling torch.compiler.is_compiling takes longer."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,8 @@ class Kernel:
         self.attention = attention
         self.target = target
         self.has_lse = attention.reduction.kind == "softmax"
+        declared = packing.taken(attention)
+        self._of_packed = tuple(n for n in (CU_Q, CU_KV) if n not in declared)
         self.caller = Caller(attention, self._launcher)
         self.register, self.register_packed = torch_op.registrar(self)
         self._lower = lower
@@ -119,21 +132,22 @@ class Kernel:
         (heads_q, total_q).
         """
         if return_lse and not self.has_lse:
-            if is_compiling():  # tracers cannot make the error; behind the break nothing is traced
+            if is_dynamo_compiling():  # tracers cannot make the error; behind the break nothing is traced
                 torch._dynamo.graph_break(msg="E324, this reduction has no log-sum-exp: leave return_lse away")
             raise _no_lse(self.attention)
-        packed = arguments and (CU_Q in arguments or CU_KV in arguments) and self.count_packed(arguments)
-        if is_compiling() or type(q) is FakeTensor:
-            result = torch_op.traced(self, q, k, v, out, arguments, packed, return_lse)
-        else:
-            caller = self.packed.caller if packed else self.caller
-            result = caller(q, k, v, out, arguments, return_lse)
-        return result if return_lse else result[0]
+        packed = arguments and self.is_packed(arguments)
+        if is_dynamo_compiling() or _TORCH._is_compiling_flag or type(q) is FakeTensor:
+            result = torch_op.traced(self, q, k, v, out, arguments, packed)
+            return result if return_lse else result[0]
+        caller = self.packed.caller if packed else self.caller
+        return caller.run(q, k, v, out, arguments, return_lse)
 
-    def count_packed(self, arguments) -> bool:
-        """Whether a call with an argument of a packed call's name is one: not where the spec declares all such names itself."""
-        declared = packing.taken(self.attention)
-        return any(name in arguments and name not in declared for name in (CU_Q, CU_KV))
+    def is_packed(self, arguments) -> bool:
+        """Whether a call with these arguments is one with packed sequences. A name that the spec declares itself says nothing."""
+        for name in self._of_packed:
+            if name in arguments:
+                return True
+        return False
 
     def __repr__(self) -> str:
         a, target = self.attention, self.target.name if self.target else "the device of the tensors"

@@ -100,6 +100,8 @@ def _as_stored(function, attention: Attention) -> Callable:
     def launch(*arguments):
         arguments = list(arguments)
         for i in bools:
+            if arguments[i].dtype is not torch.bool:
+                raise TypeError("not a bool tensor")
             arguments[i] = arguments[i].view(torch.uint8)
         for i in singles:
             arguments[i] = arguments[i].reshape(1)

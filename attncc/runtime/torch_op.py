@@ -40,14 +40,14 @@ def _known(kernel) -> str:
     return kernel.key
 
 
-def traced(kernel, q, k, v, out, given, packed: bool, want_lse: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def traced(kernel, q, k, v, out, given, packed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The call as one operator of the graph that is being traced."""
     a = kernel.attention
     why = _irregular(kernel, (q, k, v), out, given, packed)
     if why:
         # Behind the break nothing is traced, and the call says what is wrong; under fullgraph=True this text is what the user reads.
         torch._dynamo.graph_break(msg=f"attncc cannot put this call into a graph: {why}; call it without torch.compile for more")
-        return (kernel.packed if packed else kernel).caller(q, k, v, out, given, want_lse)
+        return (kernel.packed if packed else kernel).caller(q, k, v, out, given)
     tensors = [given[t.name] for t in a.tensors]
     ints = [int(given[s.name]) for s in a.scalars if s.type != "float"]
     floats = [float(given[s.name]) for s in a.scalars if s.type == "float"]

@@ -193,9 +193,16 @@ def test_both_generations(plain):
 
 def test_host_time_of_a_call(plain, capsys):
     """At most 10 us is the aim; the printed number is what the documents quote."""
-    q, k, v, _ = data(plain, 1, 64, 64)
+    padded, (*packed, lengths) = data(plain, 1, 64, 64)[:3], make_inputs(plain.packed.attention, 2, 64, 64, 0, "cuda")
+    cases = {
+        "out": (padded, {}),
+        "out and lse": (padded, {"return_lse": True}),
+        "into out": (padded, {"out": torch.empty_like(padded[0])}),
+        "packed": (packed, lengths),
+        "packed, out and lse": (packed, {"return_lse": True, **lengths}),
+    }
     found = {}
-    for name, options in (("out", {}), ("out and lse", {"return_lse": True})):
+    for name, ((q, k, v), options) in cases.items():
         plain(q, k, v, **options)
         torch.cuda.synchronize()
         best = float("inf")
@@ -241,6 +248,31 @@ def test_odd_arguments_after_good_ones_are_refused(plain):
     ):
         with pytest.raises(AttnError, match=code):
             plain(*bad)
+    for out, code in (
+        (torch.empty_like(q, dtype=torch.float32), "E319"),
+        (torch.empty_like(q)[:, 1:], "E319"),
+        (torch.empty_like(q, device="cpu"), "E319"),
+        (q, "E319"),
+        (torch.empty(q.numel() + 8, dtype=q.dtype, device="cuda")[1 : q.numel() + 1].view(q.shape), "E316"),
+    ):
+        with pytest.raises(AttnError, match=code):
+            plain(q, k, v, out=out)
+
+
+def test_results_lie_in_memory_of_torch(plain):
+    """They are counted and given back as any other, and nothing else is allocated."""
+    q, k, v, _ = data(plain)
+    out, lse = plain(q, k, v, return_lse=True)
+    assert (out.device, lse.device) == (q.device, q.device) and out.is_contiguous() and lse.is_contiguous()
+    before = torch.cuda.memory_allocated()
+    again = plain(q, k, v, return_lse=True)
+    grown = torch.cuda.memory_allocated() - before
+    assert out.untyped_storage().nbytes() + lse.untyped_storage().nbytes() <= grown < 2**21
+    assert torch.equal(again[0], out) and torch.equal(again[1], lse)
+    del again
+    assert torch.cuda.memory_allocated() == before
+    with torch.inference_mode():
+        assert plain(q, k, v).is_inference()
 
 
 def test_a_warm_start(tmp_path, capsys):
