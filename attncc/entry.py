@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attncc.targets.choice import Choice
 
 
-def compile(spec, *, target: str | None = None, attention: str | None = None, **parameters) -> Kernel:
+def compile(spec, /, *, target: str | None = None, attention: str | None = None, **parameters) -> Kernel:
     """A kernel for an `.attn` text or the path of one, with the given compile-time parameters.
 
     target      the name of a target. Without it the kernel is compiled at its first call for the device of the tensors;
@@ -27,7 +27,7 @@ def compile(spec, *, target: str | None = None, attention: str | None = None, **
     needed.
     """
     text, name = read(spec)
-    chosen = get_target(target) if target else None
+    chosen = get_target(target) if target is not None else None
     asked = (text, name, attention, tuple(sorted(parameters.items())), target)
     identity = known.name("attention", *asked)
     found = known.fetch(identity)

@@ -104,24 +104,27 @@ def compare(kernel: Kernel, q, k, v, inputs: dict) -> CheckResult:
 
 
 def measure_written(kernel: Kernel, shape: Shape, seed: int = 0, whole: bool = True) -> tuple[CheckResult, int]:
-    """One call on CPU tensors whose rows may be written in part, for kernels in the emulator: (the error over the rows that were written,
+    """One call on CPU tensors whose rows may be written in part, for kernels in the emulator: (the errors over the rows that were written,
     their number). With `whole` every row must have been."""
     a = kernel.attention
     q, k, v, inputs = make_inputs(a, shape.batch, shape.seq_q, shape.seq_kv, seed, "cpu")
     out = torch.full((*q.shape[:3], a.dim_v), POISON, dtype=q.dtype)
     start = time.perf_counter()
-    kernel(q, k, v, out=out, **inputs)
+    found = kernel(q, k, v, return_lse=kernel.has_lse, out=out, **inputs)
     seconds = time.perf_counter() - start
     written = ~torch.isnan(out.float()).all(-1)
-    wanted, eager = reference(a, q, k, v, inputs)[0], run_attention(a, q, k, v, inputs)[0]
-    rows, bad = int(written.sum()), None
+    (wanted, wanted_lse), eager = reference(a, q, k, v, inputs), run_attention(a, q, k, v, inputs)[0]
+    rows, bad, lse_error = int(written.sum()), None, 0.0
+    if kernel.has_lse:
+        rows_of_lse = written.transpose(1, 2)
+        lse_error, bad = lse_distance(found[1][rows_of_lse], wanted_lse[rows_of_lse])
     if whole and rows < written.numel() or not rows and written.numel():
         bad = f"{rows} of {written.numel()} rows were written"
     elif bool(torch.isnan(out[written].float()).any()):
         bad = "the output holds NaN"
     shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
     error = distance(out[written], wanted[written])
-    return CheckResult(shapes, seconds, 0, error, 2 * distance(eager, wanted) + SLACK, bad=bad), rows
+    return CheckResult(shapes, seconds, 0, error, 2 * distance(eager, wanted) + SLACK, lse_error, bad), rows
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from attncc.commands.common import make_kernel, output_file, parse_parameters, shape_option, spec_choices, step, write
+from attncc.commands.common import make_kernel, output_file, parse_parameters, seed_option, shape_option, spec_choices, step, write
 from attncc.diagnostics import did_you_mean, fail
 
 
@@ -17,7 +17,7 @@ from attncc.diagnostics import did_you_mean, fail
 @click.option("--target", "targets", metavar="NAMES", help="targets to time, separated by commas (default: the GPU's)")
 @click.option("--peers", "names", metavar="NAMES", help="peers, separated by commas (default: all)")
 @shape_option("4x4096x4096")
-@click.option("--seed", default=0, show_default=True, help="of the generated data")
+@seed_option()
 @click.option("--json", "output", metavar="FILE.json", help="write the rows here too")
 def command(file, parameters, attention, suite, targets, names, shape, seed, output):
     """Time the spec FILE on this GPU, interleaved with FA3, FA4, cuDNN, FlashAttention-2 and FlexAttention where they can do it."""

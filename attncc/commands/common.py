@@ -41,6 +41,11 @@ def target_option(function):
     )(function)
 
 
+def seed_option(what: str = "of the generated data"):
+    """`--seed N`, a number that torch's generators take."""
+    return click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help=what)
+
+
 def shape_option(default: str | None = None):
     """`--shape BxQxK`, given to the command as an explain.Shape or None."""
     return click.option(
@@ -74,6 +79,8 @@ def parse_parameters(given: tuple[str, ...]) -> dict[str, object]:
             raise fail(
                 "E602", f"the parameter {item!r} is not of the form name=value", hint="for example -p window=1024"
             )
+        if name.strip() in ("target", "attention"):
+            raise fail("E602", f"`{name.strip()}` is an option, not a parameter of a spec", hint=f"write --{name.strip()} {value.strip()}")
         if name.strip() in found:
             raise fail("E602", f"the parameter `{name.strip()}` is given twice", hint="keep one of the values")
         found[name.strip()] = _value(value.strip(), item)

@@ -6,12 +6,12 @@ import sys
 
 import click
 
-from attncc.commands.common import output_folder
+from attncc.commands.common import output_folder, seed_option
 
 
 @click.command("fuzz")
 @click.option("--seconds", type=click.FloatRange(min=0), default=60.0, show_default=True, help="how long to search")
-@click.option("--seed", default=0, show_default=True, help="the same seed draws the same cases")
+@seed_option("the same seed draws the same cases")
 @click.option("--target", metavar="NAME", multiple=True, help="run the schedules of this target only; may be repeated")
 @click.option(
     "-o", "--output", metavar="DIR", default="fuzz-failures", show_default=True, help="where a failing case is written"

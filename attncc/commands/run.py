@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import click
 
-from attncc.commands.common import make_kernel, shape_option, spec_options, step, target_option
+from attncc.commands.common import make_kernel, output_file, seed_option, shape_option, spec_options, step, target_option
+from attncc.diagnostics import fail
 
+MAX_SCORES = 2**28
+"""Scores of a call that the CPU takes on: the dense reference needs about 40 bytes for each, the interpreter about 0.2 us."""
 BLOCKS = 4
 """Thread blocks that --emulate runs where no shape is asked for: seconds each, and an attention may have many heads."""
 
@@ -14,10 +17,10 @@ BLOCKS = 4
 @spec_options
 @target_option
 @shape_option()
-@click.option("--seed", default=0, show_default=True, help="of the generated data")
+@seed_option()
 @click.option("--emulate", is_flag=True, help="run the compiled device code in the PTX emulator, without a GPU")
 @click.option("--blocks", metavar="N", type=click.IntRange(0), help="with --emulate: run so many thread blocks only, drawn by the seed; 0 runs all (default: 4, and all with --shape)")
-@click.option("--trace", type=click.Path(dir_okay=False), help="with --emulate: write a Perfetto trace to this file")
+@click.option("--trace", metavar="FILE.json", help="with --emulate: write a Perfetto trace to this file")
 def command(file, parameters, attention, target, shape, seed, emulate, blocks, trace):
     """Compile the spec FILE for the GPU that is there and run it on generated data.
 
@@ -30,12 +33,13 @@ def command(file, parameters, attention, target, shape, seed, emulate, blocks, t
     from attncc.measure import CheckResult, measure
 
     if emulate:
+        trace = trace and str(output_file(trace, ".json", (file,)))
         blocks = (0 if shape else BLOCKS) if blocks is None else blocks
         return _emulate(make_kernel(file, parameters, attention, target), shape or Shape(1, 128, 128), seed, blocks or None, trace)
     if trace or blocks is not None:
         raise click.UsageError(f"{'--trace' if trace else '--blocks'} needs --emulate")
     on_gpu = torch.cuda.is_available()
-    kernel = make_kernel(file, parameters, attention, target if on_gpu else None)
+    kernel = make_kernel(file, parameters, attention, target)
     a = kernel.attention
     click.echo(
         f"{a.name}: {a.heads_q} query heads, {a.heads_kv} key/value heads, dim {a.dim_qk}/{a.dim_v}, {a.dtype}, {a.reduction.kind}"
@@ -46,6 +50,8 @@ def command(file, parameters, attention, target, shape, seed, emulate, blocks, t
     else:
         small, timed = shape or Shape(1, 160, 160), None
         where = "the CPU interpreter of the tile program"
+        _affordable(kernel.attention, small)
+        _interpret(kernel)
     with step(f"running on {where}"):
         result: CheckResult = measure(kernel, small, seed, "cuda" if on_gpu else "cpu")
     click.echo(f"ran on     {where}, target {kernel.stages().target.name}")
@@ -57,7 +63,7 @@ def command(file, parameters, attention, target, shape, seed, emulate, blocks, t
     if on_gpu:
         click.echo(f"kernel     {kernel.path}")
     else:
-        _cross_compile(file, parameters, attention, target)
+        _cross_compile(kernel)
     if not result.ok:
         click.echo("error: the result is not what the reference says", err=True)
         return 1
@@ -68,9 +74,13 @@ def _emulate(kernel, shape, seed: int, blocks: int | None, trace: str | None) ->
     """Runs the device code in the emulator, `blocks` thread blocks of it: its findings, and the error of the rows that were written.
     Exit status 1 for either."""
     from attncc.emulator.findings import summary
-    from attncc.measure import measure_written
+    from attncc.measure import LSE_ALLOWED, measure_written
     from attncc.runtime.emulated import emulate_calls
 
+    _affordable(kernel.attention, shape)
+    if 0 in (shape.batch, shape.seq_q, shape.seq_kv):
+        click.echo(f"emulated   nothing: a call of {shape} launches no kernel")
+        return 0
     with step("compiling"):
         results = emulate_calls(kernel, trace=trace, clusters=blocks, seeds=(seed,))
     with step("emulating"):
@@ -83,11 +93,14 @@ def _emulate(kernel, shape, seed: int, blocks: int | None, trace: str | None) ->
     if blocks is not None:
         click.echo(f"blocks     at most {blocks} thread blocks, which wrote {rows} rows (--blocks 0 runs all)")
     click.echo(f"error      {result.error:.2e} against the float64 reference, allowed {result.allowed:.2e}")
+    if kernel.has_lse:
+        click.echo(f"lse        {result.lse_error:.2e} of 1 + |lse|, allowed {LSE_ALLOWED:.2e}")
     click.echo(f"findings   {len(results[0].errors)} errors, {len(findings) - len(results[0].errors)} warnings")
     if findings:
         click.echo(summary(findings))
     if not result.ok or not results[0].ok:
-        click.echo(f"error: {result.bad or 'the emulator does not accept the kernel'}", err=True)
+        wrong = "the result is not what the reference says" if results[0].ok else "the emulator does not accept the kernel"
+        click.echo(f"error: {result.bad or wrong}", err=True)
         return 1
     return 0
 
@@ -108,11 +121,27 @@ def _timing(kernel, shape, seed: int) -> None:
     click.echo(f"time       {_time(result, True)}")
 
 
-def _cross_compile(file, parameters, attention, target) -> None:
+def _affordable(attention, shape) -> None:
+    """E604 where the dense reference would not fit in memory, or the interpreter would not come to an end."""
+    scores = shape.batch * attention.heads_q * shape.seq_q * shape.seq_kv
+    if scores > MAX_SCORES:
+        message = f"{shape} with {attention.heads_q} heads has {scores} scores; at most {MAX_SCORES} are computed on the CPU"
+        raise fail("E604", message, hint="give a smaller --shape")
+
+
+def _interpret(kernel) -> None:
+    """From now on the interpreter runs the tile program of the kernel's target, though that was named."""
+    from attncc.runtime.call import Caller
+    from attncc.runtime.launch import cpu_launcher
+
+    launcher = cpu_launcher(kernel.stages().tile)
+    kernel.caller = Caller(kernel.attention, lambda device: launcher)
+
+
+def _cross_compile(kernel) -> None:
     """Emits and compiles the device kernel though no device is here."""
     from attncc.runtime.artifacts import artifacts
 
-    kernel = make_kernel(file, parameters, attention, target)
     chosen = kernel.stages().target
     chip = chosen.archs[0]
     with step(f"cross-compiling for {chosen.title}, {chip}"):

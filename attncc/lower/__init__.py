@@ -5,6 +5,7 @@ The parser and the lowering are imported when they are used: a kernel that an ea
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from attncc.diagnostics import MAX_TEXT, fail
@@ -17,13 +18,19 @@ def read(path_or_text) -> tuple[str, str]:
     """(text, name for messages). A string that holds `{` or a newline is the text itself, anything else a path."""
     if isinstance(path_or_text, str) and ("{" in path_or_text or "\n" in path_or_text):
         return path_or_text, "<text>"
+    way_out = "give the path of an .attn file, or a text that holds `attention name { ... }`"
+    if isinstance(path_or_text, Path):
+        way_out = "give the path of an .attn file"
+    elif not isinstance(path_or_text, (str, os.PathLike)):
+        raise fail("E003", f"a spec is a path or a text, found {type(path_or_text).__name__}", hint=way_out)
+    elif isinstance(path_or_text, str) and not path_or_text.strip():
+        raise fail("E003", "the spec is empty", hint=way_out)
     try:
         with Path(path_or_text).open("rb") as file:  # a device or a pipe may have no end
             data = file.read(4 * MAX_TEXT + 1)
     except (OSError, ValueError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        hint = "give the path of an .attn file, or a text that holds `attention name { ... }`"
-        raise fail("E003", f"cannot read {str(path_or_text)[:200]!r}: {reason}", hint=hint) from None
+        raise fail("E003", f"cannot read {str(path_or_text)[:200]!r}: {reason}", hint=way_out) from None
     if len(data) > 4 * MAX_TEXT:
         raise fail("E003", f"{path_or_text} is longer than any text may be: the limit is {MAX_TEXT} characters")
     try:
@@ -33,7 +40,7 @@ def read(path_or_text) -> tuple[str, str]:
         raise fail("E003", message, hint="save the file as UTF-8") from None
 
 
-def load(path_or_text, *, attention: str | None = None, **parameters) -> Attention:
+def load(path_or_text, /, *, attention: str | None = None, **parameters) -> Attention:
     """Parse and lower a text or a file; `attention` chooses by name when it holds several.
 
     `parameters` are values for compile-time parameters. Raises AttnError.

@@ -106,7 +106,21 @@ def _name(node: tree.Name, scope: Scope, session: Session) -> Value:
     if name in INDICES or name in SIZES or name in CONSTANT_NAMES:
         raise fail("E101", f"`{name}` cannot be used in {scope.place}", node.span, hint=f"here are {_listed(scope)}")
     known = [*scope.names(), *session.definitions, *calls.BUILTINS]
-    raise fail("E101", f"unknown name `{name}`", node.span, hint=did_you_mean(name, known) or _declare_hint(scope))
+    hint = _usual(name, scope) or did_you_mean(name, known) or _declare_hint(scope)
+    raise fail("E101", f"unknown name `{name}`", node.span, hint=hint)
+
+
+_USUAL = {
+    "score": "s", "q": "q_idx", "k": "kv_idx", "kv": "kv_idx", "k_idx": "kv_idx", "batch_idx": "b", "head": "h", "head_idx": "h",
+    "seqlen_q": "seq_q", "seqlen_k": "seq_kv", "seqlen_kv": "seq_kv", "seq_k": "seq_kv", "num_heads": "heads_q", "True": "true", "False": "false",
+}  # fmt: skip
+"""What others call things, and their names here."""
+
+
+def _usual(name: str, scope: Scope) -> str | None:
+    here = _USUAL.get(name)
+    known = here in ("true", "false") or (scope.allows_score if here == "s" else here in scope.names())
+    return f"it is called `{here}` here" if known else None
 
 
 def _listed(scope: Scope) -> str:

@@ -14,6 +14,10 @@ from attncc.lower.values import AlreadyReported, Broken, Scope, Value
 from attncc.syntax import tree
 
 
+KEYWORDS = ("target", "attention")
+"""Arguments of attncc.compile, which takes parameters by keyword beside them."""
+
+
 def bind(node: tree.Attention, given: dict[str, object], session: Session) -> dict[str, Value]:
     """Name to constant, in declaration order; a default may use the parameters before it. Problems are reported."""
     names = [p.name for p in node.parameters]
@@ -26,6 +30,9 @@ def bind(node: tree.Attention, given: dict[str, object], session: Session) -> di
     for p in node.parameters:
         value: Value = Broken()
         try:
+            if p.name in KEYWORDS:
+                message = f"`{p.name}` is an argument of attncc.compile and cannot be a parameter"
+                raise fail("E006", message, p.span, hint=f"rename it, for example `my_{p.name}`")
             if p.name in bound:
                 raise fail("E106", f"the parameter `{p.name}` is declared twice", p.span)
             value = _value(p, given, bound, session)
@@ -58,6 +65,8 @@ def _value(p: tree.Parameter, given: dict[str, object], bound: dict[str, Value],
 def _converted(p: tree.Parameter, value: object) -> Expr:
     """A Python value as a constant of the parameter's type."""
     hint = {INT: f"pass a whole number, {p.name}=3", FLOAT: f"pass a number, {p.name}=0.5", BOOL: f"pass {p.name}=true or false"}[p.type]
+    if type(value).__name__ in ("bool_", "bool") and not isinstance(value, bool):  # numpy's
+        value = bool(value)
     message = f"the parameter `{p.name}` is {p.type}, found {_shown(value)}"
     wrong = AttnError(Diagnostic("E223", message, p.span, argument=p.name, hint=hint))
     if p.type == BOOL or isinstance(value, bool):

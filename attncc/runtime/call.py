@@ -84,7 +84,7 @@ class Caller:
             grad = _GRAD() and (
                 q.requires_grad or k.requires_grad or v.requires_grad or (tensors and _any_grad(tensors))
             )
-        except (KeyError, AttributeError, TypeError):
+        except (KeyError, AttributeError, TypeError, RuntimeError):
             plan, tensors = self.first(q, k, v, out, given)
         else:
             if plan.careful or grad or (out is not None and _may_overlap(out, q, k, v, *tensors)):

@@ -114,6 +114,9 @@ def _tensor(name: str, value, rank: int, dtype: str, span=None, what: str = "", 
         raise _bad(
             "E303", name, f"`{name}` must be a torch tensor, but it is of type {type(value).__name__}", "pass a torch tensor", span
         )
+    if value.is_nested or value.layout != torch.strided:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise _bad("E303", name, f"`{name}` is a {kind} tensor; expected a dense one", "pass a dense tensor, packed sequences by cu_seqlens_q", span)
     if value.dim() != rank:
         found = f"`{name}` has {value.dim()} dimension(s), shape {tuple(value.shape)}; expected {rank}{what}"
         hint = hint or (f"reshape `{name}`, or change the spec" if span else f"reshape `{name}`")
@@ -312,6 +315,8 @@ def output(a: Attention, out, q: torch.Tensor, inputs: Mapping[str, torch.Tensor
             "leave it away to have it allocated",
         )
     layout("out", out)
+    if _folded(out):
+        raise _bad("E319", "out", f"elements of `out` share memory: shape {tuple(out.shape)}, strides {out.stride()}", "call out.contiguous()")
     for name, value in inputs.items():
         if (
             out.numel()
@@ -325,6 +330,16 @@ def output(a: Attention, out, q: torch.Tensor, inputs: Mapping[str, torch.Tensor
                 f"`out` shares memory with `{name}`, which other parts of the kernel still read",
                 "pass another tensor",
             )
+
+
+def _folded(x: torch.Tensor) -> bool:
+    """Whether two elements of `x` may lie at one place: a stride is within the reach of the smaller ones."""
+    reach = 0
+    for stride, extent in sorted((s, n) for s, n in zip(x.stride(), x.shape) if n > 1):
+        if stride <= reach:
+            return bool(x.numel())
+        reach += (extent - 1) * stride
+    return False
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -149,6 +149,17 @@ class Kernel:
                 return True
         return False
 
+    def __copy__(self) -> Kernel:
+        return self
+
+    def __deepcopy__(self, memo) -> Kernel:
+        """The kernel itself: it does not change, and models that hold one are copied."""
+        return self
+
+    def __reduce__(self):
+        """Kernels travel to other processes and into files as what they were made of."""
+        return _restored, (self.attention, self.target, self._lower, self.identity, self.digest, self.choice)
+
     def __repr__(self) -> str:
         a, target = self.attention, self.target.name if self.target else "the device of the tensors"
         return f"<attncc.Kernel {a.name}: {a.heads_q}/{a.heads_kv} heads, dim {a.dim_qk}/{a.dim_v}, {a.dtype}, for {target}>"
@@ -274,6 +285,10 @@ class Kernel:
         return wanted, chip
 
 
+def _restored(attention, target, lower, identity, digest, choice) -> Kernel:
+    return Kernel(attention, target, lower, identity, digest=digest, choice=choice)
+
+
 def device_arch(device: torch.device) -> str:
     """The architecture of a CUDA device as compilers write it, without suffix."""
     major, minor = torch.cuda.get_device_capability(device)
@@ -286,9 +301,11 @@ def chip_for(target: Target, arch: str) -> str | None:
 
 
 def _wrong_device(target: Target | None, device: torch.device) -> AttnError:
-    name = target.title if target else "a GPU"
-    message = f"`q` is on {device}, but the kernel was compiled for {name}"
-    hint = "move q, k and v to the GPU, or compile without target= to run the CPU interpreter"
+    if target is None:
+        message, hint = f"`q` is on {device}; kernels run on CUDA devices, and on the CPU in the interpreter", "move q, k and v to a CUDA device or the CPU"
+    else:
+        message = f"`q` is on {device}, but the kernel was compiled for {target.title}"
+        hint = "move q, k and v to the GPU, or compile without target= to run the CPU interpreter"
     return AttnError(Diagnostic("E330", message, argument="q", hint=hint))
 
 

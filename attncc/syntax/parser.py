@@ -116,7 +116,7 @@ def _describe(error: UnexpectedInput, source: Source, lines: list[str], expected
     if token.type == "NAME" and "ATTENTION" in expected:
         hint = did_you_mean(token, ITEMS) or f"write {_listed(ITEMS)}"
         return Diagnostic("E105", f"`{_shown(token)}` does not begin a definition", span, hint=hint)
-    hint = _advice(str(token), expected) or _unbalanced(source, token)
+    hint = _advice(str(token), expected) or _unbalanced(source, token) or _form(source, token, expected)
     if token.type == "_SEP":
         span = Span(source, token.line, token.column, token.line, token.column + 1)
         return Diagnostic("E001", f"the line ends too early; expected {_expected(expected)}", span, hint=hint)
@@ -134,7 +134,7 @@ def _bad_end(expected: set[str], source: Source, lines: list[str]) -> Diagnostic
 
 def _unbalanced(source: Source, token=None) -> str | None:
     """Which bracket was left open before `token` (or the end), if one was."""
-    text = source.text if token is None else source.text[: token.start_pos]
+    text = source.text if token is None else source.text[: token.start_pos - (token.column - 1)]  # the lines before it
     text = re.sub(r"#[^\n]*", "", text)
     starts_item = token is None or source.line(token.line).startswith(ITEMS)
     for opening, closing in (("(", ")"), ("[", "]"), ("{", "}")):
@@ -149,6 +149,8 @@ def _bad_character(error: UnexpectedCharacters, source: Source) -> Diagnostic:
         hint = "there are no strings in this language"
     elif character in "!&|":
         hint = "write `not`, `and`, `or`"
+    elif character == "." and re.search(r"[A-Za-z_)\]]\w*$", source.line(error.line)[: error.column - 1]):
+        hint = "values have no attributes or methods"
     elif character == ".":
         hint = "a number has digits on both sides of the point: 0.5, 1.0"
     elif ord(character) > 126:
@@ -199,6 +201,20 @@ def _advice(token: str, expected) -> str | None:
     if token == "[":
         return "only a tensor's name can be indexed"
     return None
+
+
+_FORMS = {
+    "heads": "heads q = 8, kv = 8", "dim": "dim 128", "dtype": "dtype bf16", "scale": "scale 0.125", "let": "let name = expression",
+    "tensor": "tensor name: f32[heads_q, seq_kv]", "scalar": "scalar name: float", "reduction": "reduction softmax",
+}  # fmt: skip
+
+
+def _form(source: Source, token, expected: set[str]) -> str | None:
+    """How the statement around `token` is written, where it is not an expression that went wrong."""
+    found = re.findall(r"(?:^|[;{])\s*(\w+)([^;{]*)$", source.line(token.line)[: token.column - 1])
+    form = _FORMS.get(found[0][0]) if found else None
+    in_expression = len(expected & _OPERATORS) > 3 or _STARTS <= expected and found and found[0][1].strip()
+    return None if form is None or in_expression else f"it is written like `{form}`"
 
 
 def _shown(token: str) -> str:

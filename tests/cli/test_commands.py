@@ -89,10 +89,10 @@ def test_run_without_a_gpu(attncc, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    r = attncc("run", "little.attn", "--shape", "2x33x40")
+    r = attncc("run", "little.attn", "--shape", "2x33x40", "--target", "ampere")
     assert r.status == 0, r.err
     for part in (
-        "the CPU interpreter of the tile program",
+        "the CPU interpreter of the tile program, target ampere",
         "q (2, 33, 2, 64), k (2, 40, 1, 64)",
         "against the float64 reference",
         "kernel ",
@@ -143,4 +143,7 @@ def test_run_emulates_a_target_that_is_not_there(attncc):
     r = attncc("run", "little.attn", "--target", "blackwell", "--emulate", "--shape", "1x60x70", "--blocks", "1")
     assert r.status == 0, r.err
     assert "target blackwell" in r.out and "wrote 60 rows" in r.out and "findings   0 errors" in r.out
+    assert "lse " in r.out
+    empty = attncc("run", "little.attn", "--target", "ampere", "--emulate", "--shape", "1x0x3")
+    assert empty.status == 0 and "launches no kernel" in empty.out
     assert attncc("run", "little.attn", "--blocks", "1").status == 1, "--blocks without --emulate"

@@ -47,6 +47,10 @@ CASES = {
         1,
         "is not for `sm_70`",
     ),
+    "option as a parameter": (("run", "little.attn", "-p", "target=3"), 1, "help: write --target 3"),
+    "seed beyond any generator": (("run", "little.attn", "--seed", "99999999999999999999"), 1, "--seed"),
+    "unknown target to run": (("run", "little.attn", "--target", "hoper"), 1, "did you mean `hopper`?"),
+    "trace into nowhere": (("run", "little.attn", "--emulate", "--trace", "no/where.json"), 1, "there is no directory 'no'"),
     "negative seconds": (("fuzz", "--seconds", "-1"), 1, "-1"),
     "nothing to verify": (("verify", "nowhere", "--compile-only"), 1, "there is no spec at nowhere"),
 }
@@ -59,6 +63,13 @@ def test_bad_input(attncc, tmp_path, case):
     r = attncc(*arguments)
     assert r.status == status and message in r.err and not r.out
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before, "nothing was written"
+
+
+@pytest.mark.parametrize("how", [(), ("--emulate",)])
+def test_a_call_that_a_cpu_would_not_finish(attncc, monkeypatch, how):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    r = attncc("run", "little.attn", "--shape", "1x100000x100000", *how)
+    assert r.status == 1 and "E604" in r.err and "20000000000 scores" in r.err and "help: give a smaller --shape" in r.err
 
 
 def test_a_bad_spec_shows_its_line(attncc, tmp_path):

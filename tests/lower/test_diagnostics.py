@@ -30,6 +30,10 @@ def test_unknown_name_in_full():
         ("mask casual", "E101", ["did you mean `causal`?"]),
         ("mask sliding_windw(4)", "E101", ["unknown function", "did you mean `sliding_window`?"]),
         ("bias tabel[h, 0]", "E101", ["unknown tensor", "did you mean `table`?"]),
+        ("mask q > k", "E101", ["unknown name `q`", "it is called `q_idx` here"]),
+        ("score score * 2.0", "E101", ["it is called `s` here"]),
+        ("mask score > 0.0", "E101", ["declare it with"]),
+        ("mask True", "E101", ["it is called `true` here"]),
         ("mask zzz", "E101", ["declare it with `tensor`, `scalar` or `let`"]),
         ("mask s > 0", "E101", ["`s` has no meaning in a mask"]),
         ("bias s", "E101", ["`s` has no meaning in a bias"]),
@@ -222,7 +226,7 @@ def test_what_depends_on_a_mistake_is_not_reported_again():
 @pytest.mark.parametrize(
     "text, options, code, words",
     [
-        ("", {}, "E003", ["cannot read"]),
+        ("", {}, "E003", ["the spec is empty"]),
         ("nowhere.attn", {}, "E003", ["No such file"]),
         ("a\0b", {}, "E003", ["cannot read"]),
         ("/dev/zero", {}, "E003", ["longer than any text may be"]),
@@ -246,7 +250,7 @@ def test_files_that_are_not_texts(tmp_path):
     for path, word in (
         (tmp_path / "bad.attn", "not UTF-8: byte 10 is 0xff"),
         (tmp_path, "cannot read"),
-        (7, "cannot read"),
+        (7, "found int"),
     ):
         with pytest.raises(AttnError, match=word):
             load(path)
@@ -258,6 +262,8 @@ def test_files_that_are_not_texts(tmp_path):
         ("n: int = 4", {"m": 1}, "E221", ["has no parameter `m`", "it has n"]),
         ("window: int = 4", {"windw": 1}, "E221", ["did you mean `window`?"]),
         ("n: int", {}, "E222", ["no default"]),
+        ("target: int = 4", {}, "E006", ["argument of attncc.compile", "`my_target`"]),
+        ("attention: int = 4", {}, "E006", ["argument of attncc.compile"]),
         ("n: int = 4", {"n": 1.5}, "E223", ["is int, found 1.5 (float)"]),
         ("n: int = 4", {"n": True}, "E223", ["found True (bool)"]),
         ("n: int = 4", {"n": "4"}, "E223", ["found '4' (str)"]),

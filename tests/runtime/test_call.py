@@ -86,6 +86,9 @@ def change(**kinds):
 CASES = {
     "not a tensor": (change(q=lambda x: x.tolist()), "E303", "`q` must be a torch tensor, but it is of type list"),
     "none": (change(v=lambda x: None), "E303", "`v` must be a torch tensor, but it is of type NoneType"),
+    "sparse": (change(q=lambda x: x.to_sparse()), "E303", "`q` is a sparse_coo tensor; expected a dense one"),
+    "nested": (change(k=lambda x: torch.nested.nested_tensor([*x])), "E303", "`k` is a nested tensor; expected a dense one"),
+    "sparse tensor": (change(bonus=lambda x: x.to_sparse()), "E303", "`bonus` is a sparse_coo tensor"),
     "rank": (
         change(k=lambda x: x[0]),
         "E312",
@@ -230,6 +233,9 @@ def test_out_must_fit_and_must_not_overlap():
     assert "E319" in refusal(call, q, k, v, torch.empty(2, 8, 4, 32, dtype=torch.bfloat16))
     assert "E319" in refusal(call, q, k, v, "here")
     assert "`out` shares memory with `q`" in refusal(call, q, k, v, q)
+    assert "elements of `out` share memory" in refusal(call, q, k, v, torch.empty_like(q[:1]).expand_as(q))
+    assert "elements of `out` share memory" in refusal(call, q, k, v, torch.empty(9999, dtype=q.dtype).as_strided(q.shape, (2048, 248, 64, 1)))
+    call(q, k, v, torch.empty(2, 4, 8, 64, dtype=q.dtype).transpose(1, 2))
     call(q, k, v, torch.empty_like(q))
     assert "`out` shares memory with `q`" in refusal(call, q, k, v, q), "the key is known, the overlap is still found"
     both = torch.empty(2, 2, 8, 4, 64, dtype=torch.bfloat16)

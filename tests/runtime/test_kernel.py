@@ -1,5 +1,7 @@
 """attncc.compile and the Kernel it gives, on the CPU."""
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -176,6 +178,10 @@ def test_arguments_of_another_kind_are_named(tmp_path):
     kernel = attncc.compile(PLAIN)
     for call, code, name in (
         (lambda: attncc.compile(PLAIN, target=5), "E401", "target"),
+        (lambda: attncc.compile(PLAIN, target=""), "E401", None),
+        (lambda: attncc.compile(None), "E003", None),
+        (lambda: attncc.compile(""), "E003", None),
+        (lambda: kernel(*(x.to("meta") for x in operands())), "E330", "q"),
         (lambda: kernel.stages(5), "E401", "target"),
         (lambda: kernel.dump(5), "E603", "folder"),
         (lambda: kernel.dump("/proc/nowhere"), "E603", "folder"),
@@ -187,3 +193,18 @@ def test_arguments_of_another_kind_are_named(tmp_path):
             call()
         (found,) = error.value.diagnostics
         assert found.code == code and found.argument == name
+
+
+def test_a_spec_may_have_a_parameter_of_any_other_name():
+    text = "attention a(spec: int = 3, path_or_text: int = 1) { heads q = 1, kv = 1; dim 8; dtype bf16; mask kv_idx < spec + path_or_text }"
+    assert "kv_idx < 8" in attncc.compile(text, spec=5, path_or_text=3).explain("L1")
+
+
+def test_models_that_hold_a_kernel_are_copied_and_saved():
+    kernel = attncc.compile(PLAIN, target="ampere")
+    assert copy.deepcopy(kernel) is kernel and copy.copy(kernel) is kernel
+    restored = pickle.loads(pickle.dumps(kernel))
+    assert (restored.attention, restored.target, restored.key) == (kernel.attention, kernel.target, kernel.key)
+    q, k, v = operands()
+    plain = attncc.compile(PLAIN)
+    assert torch.equal(pickle.loads(pickle.dumps(plain))(q, k, v), plain(q, k, v))

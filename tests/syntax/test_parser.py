@@ -153,6 +153,10 @@ def test_places_count_lines_as_editors_do():
         ("attention a { mask x ? 1 : 2 }", "E001", ["`a if condition else b`"]),
         ("attention a { mask 'x' }", "E001", ["no strings"]),
         ("attention a { scale .5 }", "E001", ["both sides of the point"]),
+        ("attention a { mask x.y }", "E001", ["no attributes"]),
+        ("attention a { heads 16 }", "E001", ["it is written like `heads q = 8, kv = 8`"]),
+        ("attention a { dim = 64 }", "E001", ["it is written like `dim 128`"]),
+        ("attention a { tensor t f32[1] }", "E001", ["it is written like `tensor name: f32["]),
         ("attention a { mask x! }", "E001", ["`!`"]),
         ("attention a { dim\n}", "E001", ["the line ends too early; expected an expression"]),
         ("attention a\0 { }", "E001", ["U+0000"]),
@@ -179,7 +183,7 @@ def test_places_count_lines_as_editors_do():
         (f"attention a {{ mask {'f(x = ' * 3000}x{')' * 3000} }}", "E004", ["nests more than 100 levels"]),
         (f"attention a {{ mask {'(' * 100000} }}", "E001", ["expected an expression"]),
     ],
-    ids=range(33),
+    ids=range(37),
 )
 def test_unreadable_texts(text, code, words):
     message = refusal(text)
