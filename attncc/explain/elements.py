@@ -11,19 +11,16 @@ from attncc.ir.schedule_ops import compute_role, element_names, operations
 from attncc.ir.tile import COLUMN_STEP, ELEMENT, ColLet, RowLet, Score, Weights
 from attncc.targets import Target
 from attncc.targets.cost import LOAD_INSTRUCTIONS, SLOW, SPECIAL, ElementCost, element_cost
+from attncc.targets.distances import LEVEL_INSTRUCTIONS, STAGED_BYTES, STAGED_ROW_READ, STAGING_INSTRUCTIONS
 from attncc.targets.model import Shares
 
 STAGED_READ = 1.0
 """A number of a distance in shared memory."""
-ROW_READ = 0.25
-"""The same where a thread owns whole rows and reads four at once."""
 GATHERED_READ = 10.0
 """An element of a tensor, where a thread reads its row's one by one: strides are numbers of 64 bits."""
 EIGHT_READ, ROW_BYTES = 1.2, 4.0
 """The same where eight numbers of a row come at once: a shift or a mask, and its part of the load. Each 16 bytes are half of a sector of 32 that
 the first-level cache, which is the shared memory, gives."""
-STAGING_INSTRUCTIONS, LEVEL_INSTRUCTIONS = 50.0, 20.0
-"""Of a warp and tile: to stage the numbers of a term there, and to find out that a tile needs but one (counted in compiled kernels)."""
 COLUMN_INSTRUCTIONS = 15.0
 """Of a warp and tile, to compute a number of each key for all rows."""
 _TILE, _ROW, _COLUMN, _ELEMENT = range(4)
@@ -45,11 +42,11 @@ def score_cost(schedule: l3.Schedule, target: Target, near: float = 1.0) -> Elem
         instructions, special = _count(expr, _classes_of(role), target, rows)
         rows_read = sum(_reads_row(n, schedule) for n in walk(expr)) if target.has("tensor_memory") else 0
         instructions -= rows_read * (GATHERED_READ - EIGHT_READ)
-        staged = len(terms) * (ROW_READ + STAGING_INSTRUCTIONS / schedule.tile_n)
+        staged = len(terms) * (STAGED_ROW_READ + STAGING_INSTRUCTIONS / schedule.tile_n)
         instructions += near * staged + (LEVEL_INSTRUCTIONS / schedule.tile_n if scores[-1].same is not None else 0.0)
-        read = 4.0 * near * len(terms) + ROW_BYTES * rows_read
+        read = STAGED_BYTES * near * len(terms) + ROW_BYTES * rows_read
         columns = _shared_columns(role.body) & variables(expr)
-        instructions += len(columns) * (ROW_READ + COLUMN_INSTRUCTIONS / schedule.tile_n)
+        instructions += len(columns) * (STAGED_ROW_READ + COLUMN_INSTRUCTIONS / schedule.tile_n)
         read += 1.0 * len(columns)  # all of a warp's threads read the same four numbers
     capped = bool(steps) and steps[-1].cap is not None
     if capped:

@@ -167,9 +167,11 @@ def _shared_cycles(target: Target, tiles: Tiles, dim_qk: int, dim_v: int) -> flo
     return tiles.groups * (first + second) + incoming / target.rates.shared_bytes
 
 
-def tile_cycles(attention: Attention, target: Target, tiles: Tiles, keys: float, resident: int) -> float:
-    """Cycles of a query tile that works on `keys` keys."""
-    p = period(attention, target, tiles, resident)
+def tile_cycles(
+    attention: Attention, target: Target, tiles: Tiles, keys: float, resident: int, extra: ElementCost | None = None
+) -> float:
+    """Cycles of a query tile that works on `keys` keys; `extra` as for `period`."""
+    p = period(attention, target, tiles, resident, extra=extra)
     return (keys / tiles.tile_n + 1.0) * p.total + target.rates.tile_cycles
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from attncc.diagnostics import AttnError, Diagnostic
 from attncc.ir.attention import Attention
 from attncc.ir.expr import TRUE
-from attncc.targets.cost import element_cost
+from attncc.targets.cost import ElementCost, element_cost
+from attncc.targets.distances import with_shared_distances
 from attncc.targets.fit import Tiles, block_memory, fits, hints, shared_memory, splits
 from attncc.targets.model import resident_blocks, tile_cycles
 from attncc.targets.target import WARP_THREADS, Target
@@ -43,8 +44,8 @@ def paired_tiles(attention: Attention, target: Target) -> Tiles | None:
     best = _best(candidates(attention, target, pair=True), attention, target)
     if best is None or alone is None:
         return best
-    gains = cost_per_row(attention, target, best) <= (1.0 - PAIR_GAIN) * cost_per_row(attention, target, alone)
-    return best if gains else None
+    together, apart = (cost_per_row(attention, target, t, with_shared_distances(attention, t, SAMPLE)) for t in (best, alone))
+    return best if together <= (1.0 - PAIR_GAIN) * apart else None
 
 
 def _alone(attention: Attention, target: Target) -> Tiles | None:
@@ -86,12 +87,12 @@ def _is_awkward(tiles: Tiles) -> bool:
     return bool(tiles.tile_n & (tiles.tile_n - 1))
 
 
-def cost_per_row(attention: Attention, target: Target, tiles: Tiles) -> float:
-    """Cycles of the model for each query row at the sample length."""
+def cost_per_row(attention: Attention, target: Target, tiles: Tiles, extra: ElementCost | None = None) -> float:
+    """Cycles of the model for each query row at the sample length; `extra` is the score's work where more is known than its text."""
     masked = attention.mask is not TRUE
     keys = SAMPLE / 2 + (tiles.tile_m + tiles.tile_n) / 2 if masked else SAMPLE
     resident = resident_blocks(attention, target, tiles)
-    return tile_cycles(attention, target, tiles, keys, resident) / tiles.tile_m
+    return tile_cycles(attention, target, tiles, keys, resident, extra) / tiles.tile_m
 
 
 def candidates(attention: Attention, target: Target, pair: bool = False) -> tuple[Tiles, ...]:

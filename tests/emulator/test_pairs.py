@@ -17,12 +17,13 @@ from attncc.targets import get_target
 from tests.rotation import turn
 from tests.schedules import smaller
 
-CASES = (("dim 128", 2, 140, 130, 2), ("dim 256", 2, 140, 200, 8))
-"""Head dims, query heads, queries, keys, interleavings. On two multiprocessors: at d128 a pair works on the tiles of two heads, one after the other,
-of each of which the second block has no rows. (192/128 is among the kernels of test_tensor_memory_kernels. All with eight interleavings, and other
+TABLE = "dim 128\n tensor table: f32[heads_q, 9]\n bias relative_table(table, 4)"
+CASES = (("dim 128", 2, 140, 130, 2), ("dim 256", 2, 140, 200, 8), (TABLE, 1, 300, 400, 2))
+"""Head dims (and a score), query heads, queries, keys, interleavings. On two multiprocessors: at d128 a pair works on the tiles of two heads, one after the other,
+of each of which the second block has no rows; with the table both have rows, and tiles near the diagonal and far from it. (192/128 is among the kernels of test_tensor_memory_kernels. All with eight interleavings, and other
 lengths: docs/testing.md.)"""
 TURNS = 2
-"""Of the cases and of the planted faults one part runs a day."""
+"""Of the planted faults one part runs a day, and one of the cases."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,19 +35,19 @@ def kernel_for(dims: str, heads: int) -> Kernel:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", turn(list(CASES), TURNS), ids=str)
+@pytest.mark.parametrize("case", turn(list(CASES), len(CASES)), ids=str)
 def test_right_in_several_interleavings(case):
     dims, heads, seq_q, seq_kv, seeds = case
     kernel = kernel_for(dims, heads)
     results = emulate_calls(kernel, seeds=seeds)
     a = kernel.attention
-    q, k, v, _ = make_inputs(a, 1, seq_q, seq_kv, 0, "cpu")
+    q, k, v, inputs = make_inputs(a, 1, seq_q, seq_kv, 0, "cpu")
     out = torch.full((*q.shape[:3], v.shape[-1]), torch.nan, dtype=q.dtype)
-    out, lse = kernel(q, k, v, out=out, return_lse=True)
+    out, lse = kernel(q, k, v, out=out, return_lse=True, **inputs)
     assert results[-1].ok and results[-1].deterministic, str(results[-1])
     assert {launch.cluster for launch in results[-1].launches} == {(2, 1, 1)}
-    wanted, wanted_lse = reference(a, q, k, v, {})
-    eager, _ = run_attention(a, q, k, v, {})
+    wanted, wanted_lse = reference(a, q, k, v, inputs)
+    eager, _ = run_attention(a, q, k, v, inputs)
     assert distance(out, wanted) <= 2 * distance(eager, wanted) + SLACK
     off, bad = lse_distance(lse, wanted_lse)
     assert bad is None and off <= LSE_ALLOWED

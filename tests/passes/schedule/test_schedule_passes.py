@@ -337,6 +337,7 @@ def test_blocks_work_in_pairs_only_where_that_gains():
     """Long rows whose keys are all kept: not with a mask, not where issue slots or the special function unit are the limit, not packed."""
     cases = {
         "dim 128": True, "dim 256": True, "dim qk = 192, v = 128": True, "dim 128\n reduction sigmoid": True,
+        "dim 128\n tensor table: f32[heads_q, 129]\n bias relative_table(table, 64)": True,
         "dim 64": False, "dim 96": False, "dim 128\n mask kv_idx <= q_idx + off": False, "dim 128\n score softcap(30.0)": False,
     }  # fmt: skip
     for text, gains in cases.items():
