@@ -22,10 +22,25 @@ class Call:
     v: torch.Tensor
     inputs: dict
     features: Features | None
+    packed: Packed | None = None
 
 
-def call_for(a: Attention, q, k, v, inputs: dict) -> Call:
-    return Call(a, q, k, v, inputs, features(a))
+@dataclass(frozen=True)
+class Packed:
+    """Sequences side by side, queries and keys alike: int32 [0, running sum of the lengths], and the longest."""
+
+    cu_seqlens: torch.Tensor
+    longest: int
+
+    @property
+    def arguments(self) -> dict:
+        """What an attncc kernel is given besides its tensors."""
+        cu, longest = self.cu_seqlens, self.longest
+        return {"cu_seqlens_q": cu, "cu_seqlens_kv": cu, "max_seqlen_q": longest, "max_seqlen_kv": longest}
+
+
+def call_for(a: Attention, q, k, v, inputs: dict, packed: Packed | None = None) -> Call:
+    return Call(a, q, k, v, inputs, features(a), packed)
 
 
 class Cannot(Exception):
@@ -39,12 +54,16 @@ def fa4(c: Call) -> Callable[[], torch.Tensor]:
         raise Cannot("flash_attn.cute is not installed")
     if f.mask == "causal_top_left":
         raise Cannot("its causal mask is aligned at the last query")
-    from flash_attn.cute.interface import flash_attn_func
+    from flash_attn.cute.interface import flash_attn_func, flash_attn_varlen_func
 
     options = {"softmax_scale": f.scale, "softcap": f.softcap, "causal": f.mask == "causal"}
     if f.mask == "window":
         options["window_size"] = (f.window - 1, 0)
-    return lambda: _first(flash_attn_func(c.q, c.k, c.v, **options))
+    if c.packed is None:
+        return lambda: _first(flash_attn_func(c.q, c.k, c.v, **options))
+    options |= {"cu_seqlens_q": c.packed.cu_seqlens, "cu_seqlens_k": c.packed.cu_seqlens}
+    options |= {"max_seqlen_q": c.packed.longest, "max_seqlen_k": c.packed.longest}
+    return lambda: _first(flash_attn_varlen_func(c.q, c.k, c.v, **options))
 
 
 def fa3(c: Call) -> Callable[[], torch.Tensor]:
@@ -54,17 +73,22 @@ def fa3(c: Call) -> Callable[[], torch.Tensor]:
         raise Cannot("fa3_fwd_interface is not installed")
     if f.mask == "causal_top_left":
         raise Cannot("its causal mask is aligned at the last query")
-    from fa3_fwd_interface import flash_attn_func
+    from fa3_fwd_interface import flash_attn_func, flash_attn_varlen_func
 
     options = {"softmax_scale": f.scale, "softcap": f.softcap or 0.0, "causal": f.mask in ("causal", "window")}
     if f.mask == "window":
         options["window_size"] = (f.window - 1, 0)
-    return lambda: _first(flash_attn_func(c.q, c.k, c.v, **options))
+    if c.packed is None:
+        return lambda: _first(flash_attn_func(c.q, c.k, c.v, **options))
+    cu, longest = c.packed.cu_seqlens, c.packed.longest
+    return lambda: _first(flash_attn_varlen_func(c.q, c.k, c.v, cu, cu, longest, longest, **options))
 
 
 def _sdpa(backend: str) -> Callable[[Call], Callable]:
     def peer(c: Call) -> Callable[[], torch.Tensor]:
         f = _flags(c)
+        if c.packed:
+            raise Cannot("scaled_dot_product_attention takes no packed sequences")
         if f.softcap or f.mask == "window":
             raise Cannot(f"scaled_dot_product_attention has no {describe(f)}")
         aligned = c.q.shape[1] == c.k.shape[1]
@@ -87,6 +111,8 @@ def _sdpa(backend: str) -> Callable[[Call], Callable]:
 def flex(c: Call) -> Callable[[], torch.Tensor]:
     """FlexAttention, compiled."""
     a = c.attention
+    if c.packed:
+        raise Cannot("it has packed sequences only as a mask of documents")
     if a.reduction.kind != "softmax" or a.reduction.sink is not None:
         raise Cannot(
             "it has no "

@@ -46,10 +46,10 @@ class Comparison:
 
 
 def predictions(target: Target, names: frozenset[str] | None = None) -> dict[str, Estimate]:
-    """Case -> the model's prediction for the kernel of `target`; of all cases that choose no targets of their own, or those named."""
+    """Case -> the model's prediction for the kernel of `target`; of all cases that choose no targets of their own and are not packed, or those named."""
     found = {}
     for case in suite.read(SUITE):
-        if not case.targets and (names is None or case.name in names):
+        if not (case.targets or case.lengths) and (names is None or case.name in names):
             stages = driver.lower(lower.load(case.file, **case.parameters), target)
             found[case.name] = predict(stages.schedule, stages.target, case.shape, work(stages.tile, case.shape))
     return found

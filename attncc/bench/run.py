@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 
 import torch
 
-from attncc.bench.peers import PEERS, Cannot, call_for
+from attncc.bench.peers import PEERS, Call, Cannot, Packed, call_for
 from attncc.bench.timing import interleaved
-from attncc.diagnostics import AttnError
-from attncc.explain.work import Shape
+from attncc.diagnostics import AttnError, fail
+from attncc.explain.work import Shape, kept_pairs
 from attncc.interp.data import make_inputs
+from attncc.ir.attention import Attention
+from attncc.ir.expr import walk
 from attncc.measure import distance, flops_of
 from attncc.runtime.kernel import Kernel
 
@@ -38,12 +42,15 @@ def bench(
     peers: Sequence[str] = tuple(PEERS),
     seed: int = 0,
     step: Callable[[str], None] = lambda title: None,
+    lengths: Sequence[int] = (),
 ) -> list[Row]:
-    """Times `kernels` (by the name they are shown under) and `peers` on generated data; `ratio` is to the best peer's speed."""
+    """Times `kernels` (by the name they are shown under) and `peers` on generated data; `ratio` is to the best peer's speed. With `lengths`
+    the call is packed sequences of that many queries and keys, and `shape` is not used."""
     attention = next(iter(kernels.values())).attention
-    q, k, v, inputs = make_inputs(attention, shape.batch, shape.seq_q, shape.seq_kv, seed, "cuda")
-    makers = {name: lambda kernel=kernel: lambda: kernel(q, k, v, **inputs) for name, kernel in kernels.items()}
-    call = call_for(attention, q, k, v, inputs)
+    call, flops = packed_call(attention, lengths, seed) if lengths else _padded_call(attention, shape, seed)
+    q, k, v = call.q, call.k, call.v
+    given = {**call.inputs, **(call.packed.arguments if call.packed else {})}
+    makers = {name: lambda kernel=kernel: lambda: kernel(q, k, v, **given) for name, kernel in kernels.items()}
     makers |= {name: lambda name=name: PEERS[name](call) for name in peers}
     ready, outputs, reasons = {}, {}, {}
     for name, make in makers.items():
@@ -64,7 +71,6 @@ def bench(
             ready.pop(name, None)
     step("timing")
     times = interleaved(ready)
-    flops = flops_of(attention, q, k, inputs)
     best = min((times[n].ms for n in peers if n in times), default=None)
     first = next((outputs[n] for n in kernels if n in outputs), None)
     rows = []
@@ -76,6 +82,23 @@ def bench(
         off = distance(outputs[name], first) if first is not None else None
         rows.append(Row(case, name, t.ms, flops / t.ms / 1e9, best / t.ms if best else None, t.spread, off))
     return rows
+
+
+def _padded_call(attention: Attention, shape: Shape, seed: int) -> tuple[Call, int]:
+    """The call on generated data of this shape, and its flops."""
+    q, k, v, inputs = make_inputs(attention, shape.batch, shape.seq_q, shape.seq_kv, seed, "cuda")
+    return call_for(attention, q, k, v, inputs), flops_of(attention, q, k, inputs)
+
+
+def packed_call(attention: Attention, lengths: Sequence[int], seed: int, device: str = "cuda") -> tuple[Call, int]:
+    """The call on sequences of these lengths side by side, and the flops of all. E610 where the mask depends on more than the length."""
+    if any(n.op == "load" or n.value == "b" for n in walk(attention.mask)):
+        raise fail("E610", "the pairs that a mask of tensors or of the batch entry keeps are not counted for packed sequences")
+    q, k, v, inputs = make_inputs(attention, len(lengths), max(lengths), max(lengths), seed, device)
+    q, k, v = (torch.cat([x[b, :n] for b, n in enumerate(lengths)]) for x in (q, k, v))
+    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=q.device)
+    kept = sum(count * kept_pairs(attention, 1, n, n, inputs, q.device) for n, count in Counter(lengths).items())
+    return call_for(attention, q, k, v, inputs, Packed(starts, max(lengths))), 2 * kept * (attention.dim_qk + attention.dim_v)
 
 
 def as_json(rows: Sequence[Row]) -> list[dict]:

@@ -16,7 +16,7 @@ FOLDER = Path("benchmarks")
 @dataclass(frozen=True)
 class Case:
     """One case: `file` with `parameters` at `shape`. `targets` are the kernels to time, empty for the GPU's own target; `peers` those that
-    can say it (the others would only be refused), empty for all."""
+    can say it (the others would only be refused), empty for all. With `lengths` the call's sequences are packed; `shape` has as many of the longest."""
 
     name: str
     file: Path
@@ -24,6 +24,7 @@ class Case:
     parameters: dict[str, object] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
 
 
 def read(name: str) -> list[Case]:
@@ -38,15 +39,22 @@ def read(name: str) -> list[Case]:
         raise fail("E608", f"{str(path)!r} is not a suite: {type(error).__name__}: {error}") from None
 
 
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """`777x21,67`: 21 sequences of 777 and one of 67. ValueError for anything else, and for no sequence or an empty one."""
+    out: list[int] = []
+    for part in text.lower().split(","):
+        length, cross, count = part.partition("x")
+        out += [int(length)] * (int(count) if cross else 1)
+    if not out or min(out) < 1 or sum(out) >= 2**31:
+        raise ValueError(text)
+    return tuple(out)
+
+
 def _case(folder: Path, entry: dict) -> Case:
-    return Case(
-        str(entry["case"]),
-        folder / entry["file"],
-        Shape.parse(entry["shape"]),
-        dict(entry.get("parameters", {})),
-        tuple(entry.get("targets", ())),
-        tuple(entry.get("peers", ())),
-    )
+    lengths = parse_lengths(entry["lengths"]) if "lengths" in entry else ()
+    shape = Shape(len(lengths), max(lengths), max(lengths)) if lengths else Shape.parse(entry["shape"])
+    parameters, targets, peers = (entry.get(key, ()) for key in ("parameters", "targets", "peers"))
+    return Case(str(entry["case"]), folder / entry["file"], shape, dict(parameters), tuple(targets), tuple(peers), lengths)
 
 
 def _known() -> str:

@@ -17,14 +17,16 @@ from attncc.diagnostics import did_you_mean, fail
 @click.option("--target", "targets", metavar="NAMES", help="targets to time, separated by commas (default: the GPU's)")
 @click.option("--peers", "names", metavar="NAMES", help="peers, separated by commas (default: all)")
 @shape_option("4x4096x4096")
+@click.option("--lengths", metavar="LENGTHS", help="packed sequences in place of --shape, for example 777x21,67: 21 of 777 and one of 67")
 @seed_option()
 @click.option("--json", "output", metavar="FILE.json", help="write the rows here too")
-def command(file, parameters, attention, suite, targets, names, shape, seed, output):
+def command(file, parameters, attention, suite, targets, names, shape, lengths, seed, output):
     """Time the spec FILE on this GPU, interleaved with FA3, FA4, cuDNN, FlashAttention-2 and FlexAttention where they can do it."""
     path = output_file(output, ".json") if output else None
     if (file is None) == (suite is None):
         raise fail("E609", "give either a spec FILE or --suite NAME", hint="for example `attncc bench --suite peers`")
     peers = _peers(names)
+    packed = _lengths(lengths)
     if suite is not None:
         _run_suite(suite, targets, peers, seed, path)
         return
@@ -37,12 +39,12 @@ def command(file, parameters, attention, suite, targets, names, shape, seed, out
     from attncc.bench.run import as_json, bench, table
     from attncc.commands.verify import versions
 
-    case = f"{kernel.attention.name} {shape}"
+    case = f"{kernel.attention.name} {lengths if packed else shape}"
     with step(f"timing {case} on {device}"):
-        rows = bench(case, kernels, shape, peers, seed)
+        rows = bench(case, kernels, shape, peers, seed, lengths=packed)
     a = kernel.attention
     click.echo(
-        f"{case} (batch x queries x keys), {a.heads_q}/{a.heads_kv} heads, dim {a.dim_qk}/{a.dim_v}, {a.dtype}, on {device}"
+        f"{case} ({'packed' if packed else 'batch x queries x keys'}), {a.heads_q}/{a.heads_kv} heads, dim {a.dim_qk}/{a.dim_v}, {a.dtype}, on {device}"
     )
     for line in table(rows):
         click.echo(line)
@@ -67,11 +69,21 @@ def _run_suite(name: str, targets: str | None, peers: tuple[str, ...], seed: int
             kernel = entry.compile(case.file, target=target, **case.parameters)
             kernels[f"attncc {target or kernel.stages().target.name}"] = kernel
         with step(f"{number} of {len(cases)}: {case.name}"):
-            rows += as_json(bench(case.name, kernels, case.shape, [p for p in case.peers or peers if p in peers], seed))
+            rows += as_json(bench(case.name, kernels, case.shape, [p for p in case.peers or peers if p in peers], seed, lengths=case.lengths))
         if path:
             write(path, json.dumps({"device": device, **versions(), "rows": rows}, indent=1) + "\n")
     for line in suite.lines(rows):
         click.echo(line)
+
+
+def _lengths(text: str | None) -> tuple[int, ...]:
+    from attncc.bench.suite import parse_lengths
+
+    try:
+        return parse_lengths(text) if text is not None else ()
+    except ValueError:
+        hint = "lengths separated by commas, each with x and how many there are of it, for example 777x21,67"
+        raise fail("E610", f"{text!r} is no list of lengths", argument="--lengths", hint=hint) from None
 
 
 def _peers(names: str | None) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import torch
 from attncc.bench import peers
 from attncc.bench.features import Features, features
 from attncc.bench.flex import score_and_mask
+from attncc.bench.run import packed_call
+from attncc.diagnostics import AttnError
 from attncc.interp.data import make_inputs
 from attncc.interp.reference import reference
 from attncc.lower import load
@@ -52,6 +54,22 @@ def call(a, batch=2, seq_q=20, seq_kv=20):
 def test_peers_say_why_not(peer, statements, reason):
     with pytest.raises(peers.Cannot, match=reason):
         peers.PEERS[peer](call(spec(statements)))
+
+
+@pytest.mark.parametrize(("peer", "reason"), (("sdpa_cudnn", "takes no packed"), ("flex", "only as a mask of documents")))
+def test_peers_without_packed_sequences_say_so(peer, reason):
+    packed, _ = packed_call(spec("mask causal"), (5, 9), 0, "cpu")
+    with pytest.raises(peers.Cannot, match=reason):
+        peers.PEERS[peer](packed)
+
+
+def test_a_packed_call_has_the_pairs_of_its_sequences():
+    packed, flops = packed_call(spec("mask causal"), (5, 9, 5), 0, "cpu")
+    assert packed.q.shape == (19, 4, 64) and packed.k.shape == (19, 2, 64)
+    assert packed.packed.arguments["cu_seqlens_kv"].tolist() == [0, 5, 14, 19] and packed.packed.longest == 9
+    assert flops == 2 * 4 * (15 + 45 + 15) * 128
+    with pytest.raises(AttnError, match="E610"):
+        packed_call(spec("mask causal and b > 0"), (5, 9), 0, "cpu")
 
 
 def test_sdpa_refuses_another_alignment():

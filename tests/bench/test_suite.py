@@ -17,7 +17,7 @@ PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers.json"
 def test_every_case_of_the_committed_suite_is_a_spec(case):
     attention = load(case.file, **case.parameters)
     assert attention.dtype == "bf16"
-    assert case.shape.batch * case.shape.seq_q == 16384
+    assert (sum(case.lengths) or case.shape.batch * case.shape.seq_q) == 16384
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"cases": [{}]}', '{"cases": [{"case": "x", "file": "f", "shape": "1xx"}]}'])
@@ -37,6 +37,16 @@ def status(*arguments: str) -> int:
 def test_an_unknown_suite_is_refused(capsys):
     assert status("bench", "--suite", "nonesuch") == 1
     assert "E608" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lengths", ["", "12,", "3x", "0", "-4", "3000000000", "a"])
+def test_lengths_that_are_none_are_refused(lengths, capsys):
+    assert status("bench", "dense.attn", "--lengths", lengths) == 1
+    assert "E610" in capsys.readouterr().err
+
+
+def test_lengths():
+    assert suite.parse_lengths("777x2,67") == (777, 777, 67)
 
 
 @pytest.mark.parametrize("arguments", [[], ["dense.attn", "--suite", "peers"]])
