@@ -58,12 +58,12 @@ def maximum(scores, row_max, correction, multiplier: float, first: bool, guard: 
         largest = arith.select((largest - old) * Float32(multiplier) <= Float32(slack), old, largest)
     row_max[0] = largest
     if not first:
-        correction[0] = arith.exp2((old - _base(largest, guard)) * Float32(multiplier))
+        correction[0] = arith.exp2((old - _base(largest, multiplier, guard)) * Float32(multiplier))
 
 
-def _base(largest, guard: bool):
+def _base(largest, multiplier: float, guard: bool):
     """A maximum that may be subtracted: 0 for a row without a key."""
-    return arith.select(largest == -Float32.inf, Float32(0.0), largest) if guard else largest
+    return arith.select(softmax.no_key(largest, multiplier), Float32(0.0), largest) if guard else largest
 
 
 def weights(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool, polynomial: int = 0):
@@ -71,7 +71,7 @@ def weights(scores, row_max, row_sum, correction, multiplier: float, first: bool
 
     `polynomial` of each 16 pairs are made without the special function unit, spread evenly among the others.
     """
-    shift, scale = _base(row_max[0], guard) * Float32(-multiplier), Float32(multiplier)
+    shift, scale = _base(row_max[0], multiplier, guard) * Float32(-multiplier), Float32(multiplier)
     before = None if first else (row_sum[0] * correction[0], Float32(0.0))
     row_sum[0] = _weigh_pairs(scores, scale, shift, before, polynomial)
 

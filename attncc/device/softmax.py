@@ -117,11 +117,18 @@ def quad_total(x):
     return x
 
 
+def no_key(largest, multiplier: float):
+    """Whether a row of scores whose maximum is `largest` has no key: -inf, or so far down that 2**(multiplier * (x - m)) would overflow.
+    Some libraries add float32's least number where they mean -inf."""
+    least = -(2.0**127) / multiplier
+    return largest <= (Float32(least) if least > -(2.0**127) else -Float32.inf)
+
+
 def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool, slack: float = 0.0):
     """One score tile of the online softmax, in place: `scores` (rows, columns) become the weights 2**(multiplier * (x - m)).
 
     `row_max` is in the scores' own units; `correction` gets the factor for what was accumulated before. With `first` the old
-    statistics are not read; with `guard` a row without any kept key gives weights 0 instead of NaN. With `slack` a row keeps its old
+    statistics are not read; with `guard` a row without any kept key (`no_key`) gives weights 0 instead of NaN. With `slack` a row keeps its old
     maximum, and its correction is exactly 1, while weights stay below 2**slack.
     """
     columns = cute.size(scores, mode=[1])
@@ -133,7 +140,7 @@ def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, g
             largest = arith.select((largest - old) * Float32(multiplier) <= Float32(slack), old, largest)
         row_max[r] = largest
         if guard:
-            largest = arith.select(largest == -Float32.inf, Float32(0.0), largest)
+            largest = arith.select(no_key(largest, multiplier), Float32(0.0), largest)
         shift = largest * Float32(-multiplier)
         weights = [arith.exp2(cute.math.fma(scores[r, c], Float32(multiplier), shift)) for c in range(columns)]
         for c in range(columns):

@@ -19,6 +19,8 @@ from attncc.targets import Target
 
 WILD = frozenset({"div", "pow", "exp", "exp2", "log", "log2", "sqrt"})
 """Operators whose result may be infinite for finite arguments."""
+HUGE = 1e30
+"""Constants from here on stand for infinity: kernels take a sum with one for -inf (softmax.no_key)."""
 ENDS = (apply("lt", var("kv_idx"), var("seq_kv")), apply("le", var("kv_idx"), sub(var("seq_kv"), ONE)))
 """Masks that only cut off positions past the last key."""
 
@@ -60,7 +62,7 @@ def is_finite(e: Expr, lets: dict[str, Expr], heads: int = 0) -> bool:
     for node in walk(e):
         if node.op in WILD or (node.op == "load" and node.type == FLOAT):
             return False
-        if node.op == "const" and node.type == FLOAT and node.value - node.value != 0.0:
+        if node.op == "const" and node.type == FLOAT and not abs(node.value) < HUGE:
             return False
         open_name = node.op == "var" and node.type == FLOAT and node.value != "qk"
         if open_name and (node.value not in lets or not is_finite(lets[node.value], lets, heads)):
