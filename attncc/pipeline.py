@@ -15,6 +15,7 @@ from attncc.passes.schedule.cap_in_softmax import cap_in_softmax
 from attncc.passes.schedule.copy_biases import copy_biases
 from attncc.passes.schedule.drain_rings import drain_rings
 from attncc.passes.schedule.drop_guards import drop_guards
+from attncc.passes.schedule.fetch_columns import fetch_columns
 from attncc.passes.schedule.lazy_rescaling import lazy_rescaling
 from attncc.passes.schedule.level_distances import level_distances
 from attncc.passes.schedule.narrow_groups import narrow_groups
@@ -105,6 +106,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         pipeline_stages,
         peel_first_tile,
         overlap_softmax_with_mma,
+        fetch_columns,
         ping_pong,
         lazy_rescaling,
         drop_guards,

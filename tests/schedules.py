@@ -33,6 +33,18 @@ TEXTS = {
     "documents": "attention documents { " + HEAD + " tensor doc: i32[batch, seq_kv] in 0..4 sorted\n"
     " mask kv_idx <= q_idx + off and doc[b, kv_idx] == doc[b, max(0, min(q_idx + off, seq_kv - 1))] }",
 }  # fmt: skip
+GATES = {
+    "gates": "attention gates { " + HEAD.replace("32", "64") + " tensor gates: f32[batch, heads_q, seq_kv] in -16.0..0.0\n bias forgetting_gate(gates)\n mask causal }",
+    "many": "attention many { " + HEAD + """ tensor gates: f32[batch, seq_kv]
+        tensor at: i8[batch, seq_kv] in 0..8
+        tensor of: f32[batch, 8]
+        tensor seen: bool[seq_kv]
+        tensor few: f32[4]
+        bias (gates[b, kv_idx] if seen[kv_idx] else 0.5) * float(q_idx)
+        bias (of[b, at[b, kv_idx]] + few[kv_idx % 4]) * float(q_idx)
+        mask causal }""",
+}
+"""As TEXTS, for what is loaded for each column: one number of a float for the score; elements of several types, one of them an index, and of a small table."""
 LONG_ROWS = {"full": "attention full { " + HEAD.replace("dim 32", "dim qk = 192, v = 128") + " }"}
 """As TEXTS, for what only long rows are good for: they take their time."""
 TILES = {"hopper": (128, 64), "blackwell": (256, 64), "ampere": (128, 32), "ada": (128, 32)}
@@ -41,7 +53,7 @@ TILES = {"hopper": (128, 64), "blackwell": (256, 64), "ampere": (128, 32), "ada"
 @cache
 def attention(name: str) -> Attention:
     """The attention `name` of TEXTS, after the L1 passes; "packed" is the causal one for packed sequences."""
-    attention = pack(load(TEXTS["causal"])) if name == "packed" else load((TEXTS | LONG_ROWS)[name])
+    attention = pack(load(TEXTS["causal"])) if name == "packed" else load((TEXTS | GATES | LONG_ROWS)[name])
     return pipeline.run_passes(attention, pipeline.ATTENTION_PASSES, pipeline.CHECKS["L1"])
 
 

@@ -230,19 +230,20 @@ def power(a, b):
 
 def load_float(tensor, index: tuple):
     """Element `index` (a tuple of Int32, one for each dimension) as Float32."""
-    return _element(tensor, index).to(Float32)
+    return element(tensor, index).to(Float32)
 
 
 def load_int(tensor, index: tuple):
     """Element `index` as Int32; 64-bit elements are cut to 32 bits."""
-    return _element(tensor, index).to(Int32)
+    return element(tensor, index).to(Int32)
 
 
 def load_bool(tensor, index: tuple):
     """Element `index` of a Boolean tensor (stored as bytes) as Boolean."""
-    return _element(tensor, index) != 0
+    return element(tensor, index) != 0
 
 
-def _element(tensor, index: tuple):
+def element(tensor, index: tuple):
+    """Element `index` (a tuple of Int32, one for each dimension) as it is stored."""
     index = index or (0,)  # a tensor without dimensions comes as one of a single element
     return tensor[tuple(Int32(i) for i in index)] if len(index) != 1 else tensor[Int32(index[0])]

@@ -14,10 +14,10 @@ but expressions.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Mapping
 
+from attncc.emit.columns import fetch_column, fetched, steps_of
 from attncc.emit.expressions import Names, literal, local_name, names_of, tensor_name, to_statements
 from attncc.emit.own_rows import score_by_distance, score_by_rows
 from attncc.emit.pairs import QK, split_scaled
@@ -41,10 +41,10 @@ from attncc.emit.view import (
 from attncc.ir import packing
 from attncc.ir import schedule as l3
 from attncc.ir.diagonals import DISTANCE, split_diagonals
-from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, substitute, var
+from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
-from attncc.ir.schedule_ops import STATISTICS, blocks_read, names_read, operations, parts
-from attncc.ir.tile import LSE, REGISTER, SHARED, ColLet, Let, Mask, RowLet, Score, Store
+from attncc.ir.schedule_ops import STATISTICS, blocks_read, operations, parts
+from attncc.ir.tile import LSE, ColLet, Let, RowLet, Store
 
 WARP = 32
 HEADS = {"q": "h", "o": "h", "k": "hkv", "v": "hkv"}
@@ -231,7 +231,7 @@ class Flattener:
             place=place,
             steps=self.steps(tuple(body)),
             products=tuple(Step(f"product_{m.a_space}{'_pair' if role.pair else ''}", dataclasses.asdict(m)) for m in mmas),
-            registers=self.registers(role, mmas),
+            registers=self.registers(role, mmas) + fetched(self, role),
             channels=tuple(c for c in self.channels.values() if c.name in used and c.tensor),
             phases=self.phases,
         )
@@ -268,23 +268,7 @@ class Flattener:
         return tuple(steps)
 
     def steps(self, body: tuple) -> tuple[Step, ...]:
-        """The steps of a body; neighbouring column numbers in shared memory are staged together."""
-        body, steps = inline_columns(body), []
-        while body:
-            columns = tuple(itertools.takewhile(is_staged_column, body))
-            steps.append(self.stage_columns(columns) if columns else self.step(body[0]))
-            body = body[max(1, len(columns)) :]
-        return tuple(steps)
-
-    def stage_columns(self, columns: tuple[ColLet, ...]) -> Step:
-        """Each thread of a group computes a few columns' numbers, then all read what they need."""
-        self.staged_columns = max(self.staged_columns, len(columns))
-        parts = []
-        for i, op in enumerate(columns):
-            self.count += 1
-            lines, (text,) = to_statements((op.expr,), self.names(f"e{self.count}", self.variables(op)))
-            parts.append({"number": i, "lines": lines, "text": text, **self.element_let(op, f"cols_{local_name(op.name)}", "c")})
-        return Step("stage_columns", {"parts": tuple(parts), "barrier": self.staging_barrier})
+        return steps_of(self, body)
 
     def step(self, op) -> Step:
         """One operation: its fields, flattened."""
@@ -317,6 +301,9 @@ class Flattener:
 
     def view_row_let(self, op: RowLet):
         return "row_let", self.element_let(op, f"rows_{local_name(op.name)}", "r")
+
+    def view_col_fetch(self, op):
+        return fetch_column(self, op)
 
     def view_col_let(self, op: ColLet):
         fields = self.element_let(op, f"cols_{local_name(op.name)}", "c")
@@ -563,36 +550,3 @@ def buffers_of(body) -> frozenset[str]:
     if any(isinstance(op, l3.Finalize) for op in ops):
         named |= {*STATISTICS, LSE}
     return frozenset(named)
-
-
-def inline_columns(body: tuple) -> tuple:
-    """`body` with each ColLet that one operation beside it reads put into that operation.
-
-    Elements are visited column by column, so a column's number is still computed once, and it dies with its column instead of
-    taking a register until the tile is done.
-    """
-    lets = {op.name: op for op in body if isinstance(op, ColLet) and op.space == REGISTER and op.slot is None}
-    readers = {name: [op for op in body if name in _reads(op)] for name in lets}
-    single = {name for name, found in readers.items() if len(found) == 1 and not hasattr(found[0], "body")}
-    out, bound = [], {}
-    for op in body:
-        if isinstance(op, (ColLet, Score, Mask)):
-            op = dataclasses.replace(op, expr=substitute(op.expr, bound))
-        if isinstance(op, ColLet) and op.space == REGISTER and op.name in single:
-            bound[op.name] = op.expr
-        else:
-            out.append(op)
-    return tuple(out)
-
-
-def is_staged_column(op) -> bool:
-    return isinstance(op, ColLet) and op.space == SHARED and op.slot is None
-
-
-def _reads(op) -> frozenset[str]:
-    """Variables that an operation or what it holds reads, without those that it binds itself before (a loop has column lets of its own)."""
-    names, bound = names_read(op), frozenset()
-    for inner in getattr(op, "body", ()):
-        names |= _reads(inner) - bound
-        bound |= {inner.name} if isinstance(inner, (l3.Let, RowLet, ColLet)) else frozenset()
-    return names

@@ -13,12 +13,12 @@ import torch
 from attncc.interp.evaluate import UNUSED, evaluate
 from attncc.interp.guarded import evaluate_everywhere
 from attncc.interp.packed import sequences
-from attncc.interp.schedule_state import Worker
+from attncc.interp.schedule_state import Fault, Worker
 from attncc.interp.tile_classes import table_tensors, tile_environment
 from attncc.ir import schedule as l3
 from attncc.ir.attention import Attention
-from attncc.ir.expr import Expr
-from attncc.ir.schedule_ops import PLACE, parts
+from attncc.ir.expr import Expr, variables
+from attncc.ir.schedule_ops import PLACE, fetched_names, parts
 from attncc.ir.tile import COLUMN_FIRST, COLUMN_STEP, TILE_COUNT, TILE_LIST, ColLet, Let, RowLet
 
 MOST_ITERATIONS = 1 << 16
@@ -113,7 +113,7 @@ def trace(schedule: l3.Schedule, call: Call, blocks: dict[str, torch.Tensor]) ->
         for role in (r for r in schedule.roles if half == 0 or not r.pair):
             for group in range(max(role.groups, 1)):
                 env = {**call.env, **own, l3.GROUP_VARIABLE: group, l3.PAIR_VARIABLE: half}
-                path = _Path(schedule, call, group, role.rows_per_group)
+                path = _Path(schedule, call, role, group)
                 path.walk(role.body, path.placed(env) if "q_tile" in env else env)
                 ops, at = tuple(s.op for s in path.steps), tuple(s.part for s in path.steps)
                 workers.append(Worker(role.name, group, role.warps * 32 // max(role.groups, 1), ops, at, half))
@@ -130,16 +130,23 @@ def _partners(blocks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class _Path:
     """The way of one worker through its role's body."""
 
-    def __init__(self, schedule: l3.Schedule, call: Call, group: int, rows: int):
-        self.schedule, self.call, self.part, self.rows = schedule, call, group, rows
+    def __init__(self, schedule: l3.Schedule, call: Call, role: l3.Role, group: int):
+        self.schedule, self.call, self.role, self.part = schedule, call, role, group
+        self.rows = role.rows_per_group
         self.elected = group == 0
         self.tma = {c.name for c in schedule.channels if c.kind != "cp_async" and not c.private}
         self.steps: list[Step] = []
+        self.fetched: dict[str, tuple[dict[str, object], object]] = {}
+        """What was fetched last by each name: the tiles it belongs to, and its numbers."""
+        self.fetches = fetched_names(role.body)
 
     def walk(self, body: tuple, env: dict[str, object]) -> dict[str, object]:
         for op in body:
             if isinstance(op, (Let, RowLet, ColLet)):
-                env = self.bind(op, env)
+                env = self.bind(op, {**env, **self.taken(op, env)})
+            elif isinstance(op, l3.ColFetch):
+                tile = self.call.value(op.tile, env)
+                self.fetched[op.name] = self.owner({**env, "kv_tile": tile}), self.call.value(op.expr, {**env, **self.columns(tile)})
             elif isinstance(op, l3.If):
                 if self.settled(op.condition, env):
                     self.walk(op.body, env)
@@ -177,12 +184,33 @@ class _Path:
         value = self.call.value(op.expr, env)
         if op.name in PLACE:  # with one head or one batch entry a number that all blocks share
             value = torch.as_tensor(value).reshape(-1, 1, 1).expand(env["block_x"].shape[0], 1, 1)
-        env = {**env, op.name: value}
-        if op.name == "kv_tile":
-            columns = torch.arange(self.schedule.tile_n).view(1, 1, -1)
-            first = env["kv_tile"] * self.schedule.tile_n
-            env |= {"kv_idx": first + columns, COLUMN_FIRST: first, COLUMN_STEP: columns}
-        return env
+        return {**env, op.name: value, **(self.columns(value) if op.name == "kv_tile" else {})}
+
+    def columns(self, tile) -> dict[str, object]:
+        """The variables of the columns of key tile number `tile`."""
+        columns = torch.arange(self.schedule.tile_n).view(1, 1, -1)
+        first = tile * self.schedule.tile_n
+        return {"kv_idx": first + columns, COLUMN_FIRST: first, COLUMN_STEP: columns}
+
+    @staticmethod
+    def owner(env: dict[str, object]) -> dict[str, object]:
+        """The key tile and the query tile that the numbers of columns belong to."""
+        return {name: env[name] for name in ("kv_tile", *sorted(PLACE)) if name in env}
+
+    def taken(self, op, env: dict[str, object]) -> dict[str, object]:
+        """What a let reads of what was fetched ahead, which must have been for the tile at hand."""
+        found = {}
+        for name in sorted(variables(op.expr) & self.fetches):
+            if name not in self.fetched:
+                raise self.fail("uninitialised", op, f"{name} is read before it is fetched")
+            owner, found[name] = self.fetched[name]
+            here = self.owner(env)
+            if owner.keys() != here.keys() or any(bool((torch.as_tensor(owner[n]) != torch.as_tensor(here[n])).any()) for n in owner):
+                raise self.fail("protocol", op, f"{name} was fetched for another tile")
+        return found
+
+    def fail(self, kind: str, op, text: str) -> Fault:
+        return Fault(kind, f"{self.role.name}[{self.part}] at {type(op).__name__.lower()} {op.name}: {text}")
 
     def settled(self, expr: Expr, env: dict[str, object]) -> int:
         """The value of `expr`, which must be the same for all blocks."""

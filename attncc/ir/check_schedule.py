@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from attncc.ir import schedule as l3
 from attncc.ir.attention import SIZE_VARIABLES
 from attncc.ir.check_expr import IllegalProgram
-from attncc.ir.expr import tensors, variables
+from attncc.ir.expr import tensors, variables, walk
 from attncc.ir.schedule_ops import (
     buffers_read,
     buffers_written,
     expressions,
+    fetched_names,
     names_read,
     number,
     operations,
@@ -32,6 +33,7 @@ from attncc.ir.tile import (
     COLUMN_STEP,
     ELEMENT,
     REGISTER,
+    SHARED,
     TILE_COUNT,
     TILE_LIST,
     ColLet,
@@ -185,10 +187,25 @@ def _bindings(s: l3.Schedule) -> Iterator[str]:
         bound.add(op.name)
     for role in s.roles:
         rows = {"q_idx"} if role.rows_per_group else set()
-        yield from _body_bindings(role.name, role.body, bound | {l3.GROUP_VARIABLE} | rows)
+        yield from _body_bindings(role.name, role.body, bound | {l3.GROUP_VARIABLE} | rows | fetched_names(role.body))
+        yield from _fetches(role)
         for op in operations(role.body):
             for e in expressions(op):
                 yield from (f"role {role.name} reads tensor {t}, which is not declared" for t in tensors(e) - known)
+
+
+def _fetches(role: l3.Role) -> Iterator[str]:
+    """What is fetched ahead is an element for each column, and only what stages numbers of columns reads it."""
+    fetched = fetched_names(role.body)
+    rows = {op.name for op in operations(role.body) if isinstance(op, RowLet)} | {"q_idx"}
+    for op in operations(role.body):
+        if isinstance(op, l3.ColFetch):
+            names = variables(op.expr)
+            direct = op.expr.op == "load" and not any(n.op == "load" for a in op.expr.args for n in walk(a))
+            if not direct or not names & {"kv_idx", COLUMN_FIRST} or names & (rows | fetched | {"kv_tile"}):
+                yield f"role {role.name}: {op.name} fetches {op.expr}, which is not one element of a tensor for each column"
+        elif names_read(op) & fetched and not (isinstance(op, ColLet) and op.space == SHARED and op.slot is None):
+            yield f"role {role.name}: {type(op).__name__} reads {min(names_read(op) & fetched)}, which is fetched for numbers of columns in shared memory"
 
 
 def _plain(name: str) -> bool:

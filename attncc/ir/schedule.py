@@ -39,9 +39,9 @@ block's number in its pair. A pair's blocks end together; before that each produ
 every release (Drain), since what arrives at a block that has ended is an error.
 
 **Expressions** use the L2 names plus names bound by Let; `block_x`, `block_y`, `block_z` are the block's indices, `group`
-the warp group's number within its role. A Let is visible from where it stands to the end of the body it stands in. The
-prelude binds `q_tiles`, `kv_tiles`, `q_tile`, `b`, `h`, `hkv`; `kv_tile` is bound where a tile is worked on. Where sequences are packed
-(ir.packing) it goes on to bind the sequence's first rows and its own seq_q, seq_kv, off, q_tiles and kv_tiles; rows of a Copy or Store
+the warp group's number within its role. A Let is visible from where it stands to the end of the body it stands in, what a
+ColFetch names in its whole role. The prelude binds `q_tiles`, `kv_tiles`, `q_tile`, `b`, `h`, `hkv`; `kv_tile` is bound where a tile is
+worked on. Where sequences are packed (ir.packing) the prelude goes on to bind the sequence's first rows and its own seq_q, seq_kv, off, q_tiles and kv_tiles; rows of a Copy or Store
 count from the first row, and what is past the sequence's last is zero or not written.
 
 A group's rows of a shared buffer of tile_m rows are private to it where it alone reads and writes them: Q and its alias OUT are
@@ -232,6 +232,20 @@ class Place:
 
 
 @dataclass(frozen=True)
+class ColFetch:
+    """Starts to load `expr`, an element of a tensor for each column of key tile number `tile`, into registers: that of the columns whose
+    numbers the thread makes for its group. Nothing waits for it.
+
+    `expr` depends on kv_idx but not on q_idx, and no index of it is an element. A ColLet in shared memory (without a slot) reads it by its
+    `name`, for that key tile of that query tile only; it holds until the next fetch of that name.
+    """
+
+    name: str
+    tile: Expr
+    expr: Expr
+
+
+@dataclass(frozen=True)
 class SetRegisters:
     """Registers a thread of this role from here on (setmaxnreg); `grow` when it is an increase."""
 
@@ -327,7 +341,7 @@ class Convert:
 
 
 Op = Union[
-    Let, RowLet, ColLet, If, For, ForParts, Acquire, Copy, Commit, CopyWait, Wait, Release, Drain, Sync, Arrive, StoreWait, Place, SetRegisters, Fill,
+    Let, RowLet, ColLet, ColFetch, If, For, ForParts, Acquire, Copy, Commit, CopyWait, Wait, Release, Drain, Sync, Arrive, StoreWait, Place, SetRegisters, Fill,
     Mma, MmaWait, Score, Mask, SoftmaxStep, Weights, Rescale, Convert, Finalize, Store,
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from attncc.ir import schedule as l3
 from attncc.ir.expr import OPS, Expr, variables, walk
-from attncc.ir.tile import BLOCK, COLUMN_FIRST, LSE, TENSOR, ColLet, Let, Mask, RowLet, Score
+from attncc.ir.tile import BLOCK, COLUMN_FIRST, COLUMN_STEP, LSE, TENSOR, ColLet, Let, Mask, RowLet, Score
 
 PLACE = frozenset({"q_tile", "b", "h", "hkv"})
 """What names a query tile."""
@@ -57,12 +57,19 @@ def names_read(op) -> frozenset[str]:
     names = frozenset().union(*(variables(e) for e in expressions(op))).difference(blocks_read(op))
     if isinstance(op, l3.Place):
         return names | PLACE
+    if isinstance(op, l3.ColFetch):  # of another key tile than the one at hand
+        return names - {"kv_idx", COLUMN_FIRST, COLUMN_STEP}
     if isinstance(op, l3.Copy) and op.at is not None:
         names |= {"q_tile"}
     if isinstance(op, (Score, Mask)):
         names |= {"kv_tile"}
     implied = {"kv_idx": "kv_tile", COLUMN_FIRST: "kv_tile", "q_idx": "q_tile"}
     return names | {implied[n] for n in names if n in implied}
+
+
+def fetched_names(body: tuple) -> frozenset[str]:
+    """What the role that runs `body` fetches ahead."""
+    return frozenset(op.name for op in operations(body) if isinstance(op, l3.ColFetch))
 
 
 def drop_unused_lets(body: tuple) -> tuple:

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from attncc.ir import schedule as l3
-from attncc.ir.expr import BOOL, FLOAT
-from attncc.ir.schedule_ops import buffers_read, buffers_written, number, parts
+from attncc.ir.expr import BOOL, FLOAT, variables
+from attncc.ir.schedule_ops import PLACE, buffers_read, buffers_written, fetched_names, number, parts
 from attncc.ir.tile import REGISTER, TENSOR, ColLet, Let, RowLet
 
 SAMPLES = ((1, 1), (70, 300), (300, 70), (257, 257), (513, 1000), (40, 0))
@@ -68,6 +68,8 @@ class _Walk:
         self.open: dict[str, bool] = {}
         self.products: list[l3.Mma] = []
         self.known: set[str] = set()
+        self.fetches = fetched_names(role.body)
+        self.fetched: dict[str, tuple] = {}
         self.problems: list[str] = []
         env = {"batch": 1, "seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q, "b": 0, "h": 0, "q_tile": q_tile, "group": 0}
         env |= dict.fromkeys((*l3.BLOCK_VARIABLES, l3.PAIR_VARIABLE), 0)
@@ -94,7 +96,11 @@ class _Walk:
         for op in body:
             if isinstance(op, Let):
                 env[op.name] = self.value(op.expr, env)
-            elif isinstance(op, (RowLet, ColLet)):
+            elif isinstance(op, l3.ColFetch):
+                self.fetched[op.name] = self.owner(self.value(op.tile, env), env)
+            elif isinstance(op, ColLet):
+                self.take(op, env)
+            elif isinstance(op, RowLet):
                 continue
             elif isinstance(op, l3.If):
                 if self.value(op.condition, env):
@@ -110,6 +116,18 @@ class _Walk:
                 self.part = 0
             else:
                 self.step(op)
+
+    @staticmethod
+    def owner(tile: int, env: dict) -> tuple:
+        """What the numbers of columns belong to: a key tile of a query tile."""
+        return tile, *(env.get(name) for name in sorted(PLACE))
+
+    def take(self, op: ColLet, env: dict) -> None:
+        for name in sorted(variables(op.expr) & self.fetches):
+            if name not in self.fetched:
+                self.report(f"ColLet {op.name} reads {name} before it is fetched")
+            elif self.fetched[name] != self.owner(env.get("kv_tile"), env):
+                self.report(f"ColLet {op.name} reads {name}, which was fetched for another key tile")
 
     def step(self, op) -> None:
         rule = getattr(self, f"do_{type(op).__name__.lower()}", None)

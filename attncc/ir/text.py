@@ -339,7 +339,7 @@ class _Parser:
             self.types |= {tile.extent_name(node.name, axis): INT for axis in range(len(node.shape))}
         elif isinstance(node, attention.ScalarDecl):
             self.types[node.name] = node.type
-        elif isinstance(node, (tile.Let, tile.RowLet, tile.ColLet)):
+        elif isinstance(node, (tile.Let, tile.RowLet, tile.ColLet, schedule.ColFetch)):
             self.types[node.name] = node.expr.type
         elif isinstance(node, schedule.Buffer) and node.name.startswith(tile.BLOCK):
             self.types[node.name] = FLOAT

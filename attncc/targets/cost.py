@@ -9,6 +9,7 @@ from attncc.formats import bytes_of
 from attncc.ir.attention import Attention
 from attncc.ir.diagonals import DISTANCE, split_diagonals
 from attncc.ir.expr import ONE, Expr, sub, var, variables, walk
+from attncc.ir.instructions import CHEAP_COLUMN, cost
 from attncc.ir.tile import extent_name
 
 SPECIAL = {"exp": 1, "exp2": 1, "log": 1, "log2": 1, "tanh": 1, "sqrt": 1, "div": 1, "sigmoid": 2, "sin": 1, "cos": 1, "pow": 2}
@@ -29,6 +30,7 @@ class ElementCost:
 
     instructions, special    instructions and special function results
     columns, mask_columns    values of a key that the score needs, and those that only the mask needs
+    cheap_columns            those of the score that each thread works out for itself
     gathers                  tensors whose elements are read one by one
     diagonals, staged        terms of the distance between query and key, which threads share, and tensors that only those read
     blocks, block_bytes      those of them that are a whole block for a tile (`is_block`), and the bytes of an element of all together
@@ -43,6 +45,7 @@ class ElementCost:
     special: float = 0.0
     columns: int = 0
     mask_columns: int = 0
+    cheap_columns: int = 0
     gathers: int = 0
     diagonals: int = 0
     staged: int = 0
@@ -87,6 +90,7 @@ def element_cost(attention: Attention) -> ElementCost:
         special,
         columns=len(columns),
         mask_columns=len(column_values(attention.mask) - columns),
+        cheap_columns=sum(cost(value) <= CHEAP_COLUMN for value in columns),
         gathers=gathers,
         diagonals=len(diagonals),
         staged=sum(n.op == "load" and DISTANCE in variables(n) for n in {n for term in diagonals for n in walk(term)}),

@@ -20,6 +20,12 @@ MANY_OUTPUTS = 64
 """Registers of O from which on a mask of several numbers a key was seen to spill beside asynchronous products."""
 STAGED_COPIES, STAGED_GAP = 4, 8
 """Copies of the staged distances, and numbers between them, where a thread reads those of a row four at a time (device/blackwell)."""
+READ_AHEAD, READ_ROOM = 3, 26
+"""Halves of a register for each of a thread's columns whose numbers it reads from shared memory, and how many of these registers there are beside
+S, O and P. Fitted to the forgetting gate in three groups: no stack frame with 80 keys up to head dim 128 (192 x 80 at 128, 112 and 96, 192 x 96 at
+64, 192 x 112 at 32), one with 96 keys at 96, 112 at 64 and 128 at 32."""
+SHORT_SCORE = 4
+"""Instructions of a score up to which that is so; longer ones, and second numbers of a key, were seen to spill with as many keys as that allows."""
 COLUMN_THREADS = 4
 """Threads of a warp that share a row of an accumulator: each holds a quarter of the columns."""
 
@@ -47,11 +53,10 @@ def tiles_of(schedule: Schedule) -> Tiles:
 def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: ElementCost = PLAIN) -> int:
     """Registers of a thread for S and O (float32), P (16 bit), and what score and mask keep besides.
 
-    That is a number for each of the thread's columns and one for each gathered element. With asynchronous products P is alive
-    along with them (it belongs to the tile before), with synchronous ones it comes after; there the compiler keeps
-    the mask's column values too, and needs room to order the instructions of a long score or mask. With asynchronous
-    ones it keeps what a mask reads for a key only if that is more than one number, or along with gathered elements. Weights
-    by a function of their own take a few more.
+    That is one for each gathered element, and numbers for the thread's columns. With asynchronous products P is alive along with them (it
+    belongs to the tile before); a score takes what `_column_numbers` says, a mask what it reads for a key only if that is more than one
+    number, or along with gathered elements. With synchronous ones P comes after; there the compiler keeps a number for each column, the
+    mask's too, and needs room to order the instructions of a long score or mask. Weights by a function of their own take a few more.
     """
     threads = target.group_warps * WARP_THREADS
     scores = group_rows * tile_n // threads
@@ -63,8 +68,9 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
         return scores + kept * tile_n + WORKING_REGISTERS * extra.weights
     output = group_rows * target.pad(dim_v) // threads
     blocks = extra.blocks if target.has("score_blocks") else 0
-    kept = extra.columns * (tile_n // COLUMN_THREADS) + (extra.gathers - blocks) * scores + blocks * scores // 2
+    kept = (extra.gathers - blocks) * scores + blocks * scores // 2
     if target.has("async_mma"):
+        kept += _column_numbers(tile_n, extra)
         if extra.mask_loads > 1:
             kept += extra.mask_loads * (tile_n // COLUMN_THREADS)
         if extra.gathers > blocks and extra.mask_columns:
@@ -74,11 +80,19 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
         elif extra.mask_columns > 2 and output >= MANY_OUTPUTS:
             kept += extra.mask_columns * ORDER_REGISTERS
         return scores + output + scores // 2 + kept + WORKING_REGISTERS * extra.weights
-    kept += extra.mask_columns * (tile_n // COLUMN_THREADS)
+    kept += (extra.columns + extra.mask_columns) * (tile_n // COLUMN_THREADS)
     long_mask = extra.mask_columns > 1 or (extra.mask_columns and (extra.mask_loads or extra.mask_size > LONG_MASK))
     slack = ORDER_REGISTERS if extra.instructions or long_mask else 0
     slack += ORDER_REGISTERS if target.pad(dim_v) != dim_v else 0  # predicates of the padded columns
     return scores + output + max(scores // 2, kept) + slack
+
+
+def _column_numbers(tile_n: int, extra: ElementCost) -> int:
+    """Registers for the numbers of keys that a score reads, with asynchronous products: all threads of a group share what is worth it."""
+    each = tile_n // COLUMN_THREADS
+    if extra.columns == extra.cheap_columns or extra.instructions > SHORT_SCORE or extra.weights:
+        return extra.columns * each
+    return (extra.columns - 1) * each + max(0, READ_AHEAD * each // 2 - READ_ROOM)
 
 
 def tensor_columns(target: Target, groups: int, tile_n: int, dim_v: int) -> int:

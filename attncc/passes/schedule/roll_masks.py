@@ -16,9 +16,9 @@ import dataclasses
 
 from attncc.ir import schedule as l3
 from attncc.ir.expr import Expr, conjuncts, variables, walk
+from attncc.ir.instructions import cost
 from attncc.ir.schedule_ops import compute_role, operations, replace_role, rewrite
 from attncc.ir.tile import ELEMENT, ColLet, Mask
-from attncc.passes.tile.hoist_by_dependence import cost
 from attncc.targets import Target
 
 LONG = 8

@@ -16,10 +16,10 @@ import dataclasses
 from attncc.formats import bytes_of
 from attncc.ir import schedule as l3
 from attncc.ir.expr import Expr, rebuild, substitute, var, variables, walk
+from attncc.ir.instructions import cost
 from attncc.ir.schedule_ops import compute_role, operations, remark, replace_role, shared_bytes
 from attncc.ir.tile import ELEMENT, SHARED, ColLet, Let, Mask, RowLet, Score
 from attncc.passes.schedule.pipeline_stages import looped_channels, with_stages
-from attncc.passes.tile.hoist_by_dependence import cost
 from attncc.targets import Target
 
 NUMBERS, BARRIER = "KEY_NUMBERS", "columns"

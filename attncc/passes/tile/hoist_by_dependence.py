@@ -6,15 +6,8 @@ from dataclasses import replace
 
 from attncc.ir.dependence import COLUMN, CONSTANT, HEAD, ROW, dependence
 from attncc.ir.expr import Expr, rebuild, var
+from attncc.ir.instructions import CHEAP_COLUMN, cost
 from attncc.ir.tile import ColLet, Let, Mask, Matmul, Op, RowLet, Score, Segment, TileProgram
-
-CHEAP_COLUMN = 6
-"""Cost up to which a value is not worth a register for every column: loads and transcendental functions cost more,
-and the rows of a column share plain arithmetic anyway once the loop over elements is unrolled."""
-_COST = {
-    "load": 8, "exp": 8, "exp2": 4, "log": 8, "log2": 4, "sqrt": 4, "tanh": 4, "sigmoid": 8, "erf": 16, "sin": 8,
-    "cos": 8, "pow": 12, "div": 8, "floordiv": 4, "mod": 4, "const": 0, "var": 0,
-}  # fmt: skip
 
 
 def hoist_by_dependence(program: TileProgram) -> TileProgram:
@@ -112,15 +105,3 @@ class _Hoist:
         number = next(i for i in range(len(self.taken) + 1) if f"{prefix}_{i}" not in self.taken)
         self.taken.add(f"{prefix}_{number}")
         return f"{prefix}_{number}"
-
-
-def cost(expr: Expr) -> int:
-    """A rough count of instructions; shared parts count each time."""
-    own = _COST.get(expr.op, 1)
-    if (
-        expr.op in ("floordiv", "mod")
-        and expr.args[1].op == "const"
-        and expr.args[1].value & (expr.args[1].value - 1) == 0
-    ):
-        own = 1
-    return own + sum(cost(a) for a in expr.args)

@@ -50,18 +50,20 @@ PASSES += [
 ]
 NEEDED = {"place_copy_waits", "use_tensor_memory", "drain_rings"}
 """Passes without which a schedule is not finished."""
-ELSEWHERE = {"pair_blocks"}
+ELSEWHERE = {"pair_blocks", "fetch_columns"}
 """Passes whose absence is looked at on a subject of their own."""
 ONE_PART = {f"blackwell_{name}" for name in ("persistent_blocks", "share_columns", "roll_masks", "level_distances", "cap_in_softmax")}
 """Without them a schedule is explored with one part of a query tile: with two it is as the neighbours', at 40 seconds each."""
 SUBJECTS = {
     "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "roll_masks": {"name": "pages"}, "copy_biases": {"name": "pairs"},
+    "fetch_columns": {"name": "gates"},
     "persistent_blocks": {"name": "narrow", "tile_m": 192}, "blackwell_persistent_blocks": {"name": "wide", "small": False},
     "narrow_windows": {"name": "band"}, "skip_missing_tiles": {"name": "packed"}, "cap_in_softmax": {"name": "capped"}, "level_distances": {"name": "distances"},
     "pair_blocks": {"name": "full", "small": False}, "drain_rings": {"name": "full", "small": False},
 }  # fmt: skip
-"""What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair, a shape
-whose blocks take several tiles (with tensor memory: one whose output lies over Q), a window wider than a tile, packed sequences, a mask that reads
+"""What a pass works on where it leaves the usual schedule alone: three groups, long output rows, numbers of a key, a bias for every pair, numbers
+of columns that are loaded, a shape whose blocks take several tiles (with tensor memory: one whose output lies over Q), a window wider than a
+tile, packed sequences, a mask that reads
 a tensor for every pair, capped scores, a table of distances, rows so long that two blocks work together."""
 
 
