@@ -58,6 +58,8 @@ def floordiv(a, b):
             return Int32(a) >> (b.bit_length() - 1)
         q, r = _divide_toward_zero(a, b)
         return q + (r >> 31)
+    if isinstance(b, int) and b == -1:  # compilers rely on the least number not being divided by -1; a negation wraps
+        return Int32(0) - Int32(a)
     q, r = _divide_toward_zero(a, b)
     opposite = (r ^ Int32(b)) < 0
     return q - select((r != 0) & opposite, 1, Int32(0))
@@ -70,6 +72,8 @@ def floormod(a, b):
             return Int32(a) & (b - 1)
         _, r = _divide_toward_zero(a, b)
         return r + ((r >> 31) & b)
+    if isinstance(b, int) and b == -1:
+        return Int32(a) & 0
     _, r = _divide_toward_zero(a, b)
     opposite = (r ^ Int32(b)) < 0
     return r + select((r != 0) & opposite, Int32(b), Int32(0))

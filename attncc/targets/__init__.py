@@ -40,9 +40,9 @@ def check_chip(target: Target, chip: str | None) -> str:
         return target.archs[0]
     if chip not in target.archs:
         known = f"it can be compiled for {', '.join(target.archs)}"
-        raise fail(
-            "E402", f"target `{target.name}` is not for `{chip}`", notes=(known,), hint=did_you_mean(chip, target.archs)
-        )
+        others = [t.name for t in TARGETS.values() if chip in t.archs]
+        hint = f"target `{others[0]}` is" if others else did_you_mean(chip, target.archs)
+        raise fail("E402", f"target `{target.name}` is not for `{chip}`", notes=(known,), hint=hint)
     return chip
 
 

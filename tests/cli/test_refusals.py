@@ -47,6 +47,7 @@ CASES = {
         1,
         "is not for `sm_70`",
     ),
+    "chip of a target that was not named": (("compile", "little.attn", "--chip", "sm_120a"), 1, "help: target `ada` is"),
     "option as a parameter": (("run", "little.attn", "-p", "target=3"), 1, "help: write --target 3"),
     "seed beyond any generator": (("run", "little.attn", "--seed", "99999999999999999999"), 1, "--seed"),
     "unknown target to run": (("run", "little.attn", "--target", "hoper"), 1, "did you mean `hopper`?"),

@@ -90,6 +90,12 @@ def test_division_floors(divisor):
         assert literal == value == [exact(x) for x in numbers]
 
 
+def test_the_least_number_divided_by_minus_one_wraps():
+    """Compilers take a division by -1 as one that does not overflow, and what follows it by its word."""
+    found = on_host(lambda a, b: arith.floormod(arith.floordiv(a, -1), 10) + arith.floormod(a, -1), [-(2**31), 7], kind=Int32)
+    assert found == [-(2**31) % 10, -7 % 10]
+
+
 def test_powers():
     bases, exponents = [2.0, 0.5, -2.0, -2.0, 0.0, 3.0, 0.0, 10.0], [3.0, -2.0, 3.0, 2.0, 2.0, 0.5, 0.0, -1.0]
     assert on_host(arith.power, bases, exponents) == pytest.approx([b**e for b, e in zip(bases, exponents)], rel=1e-5)
