@@ -80,8 +80,16 @@ def floormod(a, b):
 
 
 def _divide_toward_zero(a, b):
+    """Quotient and remainder. A divisor that is no literal may be 0 where the result goes unused: compilers would conclude from a division
+    that it is not, and drop the very condition that guards it; from a dividend that may be the least number, that it is not -1."""
+    if isinstance(b, int):
+        a, b = Int32(a), Int32(b)
+        q = Int32(_arith.divsi(a.ir_value(), b.ir_value()))
+        return q, a - q * b
     a, b = Int32(a), Int32(b)
-    q = Int32(_arith.divsi(a.ir_value(), b.ir_value()))
+    odd = (b == 0) | (b == -1)
+    q = Int32(_arith.divsi(a.ir_value(), select(odd, Int32(1), b).ir_value()))
+    q = select(b == -1, Int32(0) - a, q)
     return q, a - q * b
 
 

@@ -96,6 +96,20 @@ def test_the_least_number_divided_by_minus_one_wraps():
     assert found == [-(2**31) % 10, -7 % 10]
 
 
+def test_a_division_does_not_undo_its_guard():
+    """`x // n if n != 0 else 3`: were the division undefined for 0, a compiler might take n for nonzero everywhere."""
+
+    def guarded(a, b):
+        n = arith.floormod(arith.to_int(b), 3)
+        some = arith.select(n != 0, arith.floordiv(arith.to_int(a), n), 3)
+        kept = (n != 0) & (arith.floormod(arith.to_int(a), n) == 0)
+        return arith.to_float(some + arith.select(kept, Int32(100), Int32(0)))
+
+    found = on_device(guarded, [float(i) for i in range(LANES)], [float(i // 2) for i in range(LANES)])
+    divisors = [i // 2 % 3 for i in range(LANES)]
+    assert found == [i // n + (100 if i % n == 0 else 0) if n else 3 for i, n in enumerate(divisors)]
+
+
 def test_powers():
     bases, exponents = [2.0, 0.5, -2.0, -2.0, 0.0, 3.0, 0.0, 10.0], [3.0, -2.0, 3.0, 2.0, 2.0, 0.5, 0.0, -1.0]
     assert on_host(arith.power, bases, exponents) == pytest.approx([b**e for b, e in zip(bases, exponents)], rel=1e-5)
