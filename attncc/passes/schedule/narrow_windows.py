@@ -13,9 +13,6 @@ not, so that a tile that is partial for one group may be full for another. The g
 and everything else in the range runs mask code: right whether or not a row has full tiles at all. With 192 rows, tiles of 80 keys and a window
 of 1024 keys a group visits 14.6 tiles in place of 16.2, and 3.6 of them run mask code in place of 6.8.
 
-Groups that visit tiles of their own cannot take turns (ping_pong). Three groups of 64 rows gain more by the former where a window is so narrow that
-they save a twelfth of the work: measured at a window of 1024, 6 % at head dim 96, nothing either way at 64.
-
 Asks for: roles, and partial tiles at both ends that run the same body. Without this pass every group computes every tile of its block.
 """
 
@@ -28,20 +25,23 @@ from attncc.ir.algebra import linear, to_expr
 from attncc.ir.expr import ONE, ZERO, Expr, add, apply, const, maximum, minimum, mul, select, sub, substitute, var
 from attncc.ir.schedule_ops import compute_role, drop_unused_lets, operations, replace_role, role_named
 from attncc.ir.simplify import simplify
-from attncc.ir.tile import FULL, PARTIAL, Let, Segment, TileProgram
+from attncc.ir.tile import FULL, PARTIAL, Let, Segment
 from attncc.lower.tile_to_schedule import TOTAL
-from attncc.passes.schedule.narrow_groups import LEFT, OWN, OWN_TOTAL, PASSED, always, end_of, program_of_rows, resolved
-from attncc.passes.schedule.ping_pong import LEAST_GROUPS, takes_turns
+from attncc.passes.schedule.narrow_groups import (
+    LEFT,
+    OWN,
+    OWN_TOTAL,
+    PASSED,
+    always,
+    end_of,
+    outweighs_turns,
+    program_of_rows,
+    unpeeled,
+)
+from attncc.passes.schedule.ping_pong import takes_turns
 from attncc.targets import Target
 
 END, BEGIN = "window_end", "window_begin"
-SAVED = 1 / 12
-MASKED = 1.2
-"""Full tiles that take as long as one that runs mask code: 432 instructions beside 358 (head dim 128, 80 keys)."""
-LONG = 2**22
-"""Rows and keys of a sequence that is longer than any window."""
-SAMPLE = 8
-"""Query tiles that are counted: windows and tiles have lengths that do not divide each other."""
 OWN_END, OWN_BEGIN, FULL_END, FULL_BEGIN = f"{OWN}_end", f"{OWN}_begin", f"{OWN}_full_end", f"{OWN}_full_begin"
 
 
@@ -61,8 +61,8 @@ def narrow_windows(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     role = compute_role(schedule)
     if role.groups < 2 or len(schedule.roles) != 2 or schedule.table is not None:
         return schedule
-    whole, own = (_window(program_of_rows(schedule, rows)) for rows in (schedule.tile_m, role.rows_per_group))
-    if whole is None or own is None or (takes_turns(schedule, target) and not _outweighs_turns(schedule, whole, own)):
+    whole, own = (_window(schedule, rows) for rows in (schedule.tile_m, role.rows_per_group))
+    if whole is None or own is None or (takes_turns(schedule, target) and not outweighs_turns(schedule)):
         return schedule
     producer = next(r for r in schedule.roles if r is not role)
     loops = [_loops(r) for r in (role, producer)]
@@ -77,51 +77,23 @@ def narrow_windows(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     return replace_role(schedule, role_named(schedule, role.name), body=drop_unused_lets(always(body, q)))
 
 
-def _outweighs_turns(schedule: l3.Schedule, whole: Window, own: Window) -> bool:
-    """Whether groups of three or more save so much of query tiles far from both ends of a long sequence that turns gain less."""
-    groups = compute_role(schedule).groups
-    tiles = range(LONG // 2 // schedule.tile_m, LONG // 2 // schedule.tile_m + SAMPLE)
-    together = [_cost(schedule, whole, i) for i in tiles]
-    apart = [_cost(schedule, own, i * groups + g) for i in tiles for g in range(groups)]
-    if groups < LEAST_GROUPS or None in together + apart:
-        return False
-    return groups * sum(together) * (1 - SAVED) >= sum(apart)
-
-
-def _cost(schedule: l3.Schedule, window: Window, q_tile: int) -> float | None:
-    """Full tiles that take as long as those of a query tile in a long sequence; None where the window depends on more than positions."""
-    known: dict[str, Expr] = {"seq_q": const(LONG), "seq_kv": const(LONG), "off": ZERO}
-    known |= {"q_tile": const(q_tile), "kv_tiles": const(LONG // schedule.tile_n)}
-    for name, expr in window.lets.items():
-        known[name] = simplify(substitute(expr, known))
-    ends = [simplify(substitute(e, known)) for e in (window.begin, window.full_begin, window.full_end, window.end)]
-    if any(e.op != "const" for e in ends):
-        return None
-    begin, full_begin, full_end, end = (e.value for e in ends)
-    full = max(0, full_end - full_begin)
-    return full + MASKED * (end - begin - full)
-
-
-def _window(program: TileProgram) -> Window | None:
-    """What a program whose segments are the last, the first and the full tiles of one range visits; None where it is otherwise."""
-    if [s.kind for s in program.segments] != [PARTIAL, PARTIAL, FULL]:
+def _window(schedule: l3.Schedule, rows: int) -> Window | None:
+    """What a query tile of `rows` rows visits, where that is one range with partial tiles that run one body, and full ones; else None."""
+    program, together = program_of_rows(schedule, rows), unpeeled(schedule, rows)
+    if [s.kind for s in program.segments] != [PARTIAL, PARTIAL, FULL] or len(together.segments) != 1:
         return None
     last, first, full = program.segments
-    lets = {op.name: op.expr for op in program.prologue if isinstance(op, Let)}
-    spans = [_span(s) for s in program.segments]
-    if None in spans or last.body != first.body or not _equal(spans[0][0], spans[2][1], lets):
+    whole, inner = _span(together.segments[0]), _span(full)
+    if whole is None or inner is None or last.body != first.body:
         return None
-    return Window(spans[1][0], *spans[2], spans[0][1], lets)
+    lets = {op.name: op.expr for op in program.prologue if isinstance(op, Let)}
+    return Window(whole[0], *inner, whole[1], lets)
 
 
 def _span(segment: Segment) -> tuple[Expr, Expr] | None:
     """[begin, end) of a segment that goes down one by one."""
     end = end_of(segment.tile)
     return None if end is None else (to_expr(linear(end).plus(linear(segment.count), -1)), end)
-
-
-def _equal(a: Expr, b: Expr, lets: dict[str, Expr]) -> bool:
-    return linear(resolved(a, lets)) == linear(resolved(b, lets))
 
 
 def _outer(role: l3.Role) -> l3.If:

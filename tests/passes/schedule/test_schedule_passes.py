@@ -318,11 +318,11 @@ def test_groups_give_up_turns_only_for_narrow_windows():
     """Head dim 64 with three groups: turns unless a group's own part of a window is a twelfth less work."""
     text = "attention a {{ heads q = 2, kv = 1\n dim {}\n dtype bf16\n mask causal and sliding_window(keys = {}) }}"
     found = {}
-    for dim, keys in (("64", 512), ("64", 4096), ("96", 1024), ("qk = 192, v = 128", 512)):
+    for dim, keys in (("64", 128), ("64", 512), ("64", 4096), ("96", 1024), ("qk = 192, v = 128", 512)):
         s = lower(load(text.format(dim, keys)), TARGETS["hopper"]).schedule
         found[dim, keys] = any(b.name == "turn" for b in s.barriers), ops(s, l3.For)[0].label == "tiles above"
     narrow, turns = (False, True), (True, False)
-    assert found == {("64", 512): narrow, ("64", 4096): turns, ("96", 1024): narrow, ("qk = 192, v = 128", 512): turns}
+    assert found == {("64", 128): narrow, ("64", 512): narrow, ("64", 4096): turns, ("96", 1024): narrow, ("qk = 192, v = 128", 512): turns}
 
 
 def test_the_output_takes_the_room_of_a_third_stage_unless_a_hint_asked_for_it():
