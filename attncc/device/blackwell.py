@@ -14,6 +14,7 @@ from attncc.device import arith, softmax
 ROWS = 128
 GROUP = 128
 GROUP_WARPS = 4
+WARP = 32
 LANE_STRIDE = 1 << 16
 ONE = tcgen05.CtaGroup.ONE
 CHUNK = 32
@@ -268,6 +269,14 @@ def column_numbers(columns, slot, kind):
     """Slot `slot` of the numbers that a group's threads keep for the columns of a key tile, of 32-bit type `kind`."""
     place = cute.recast_ptr(columns.iterator + slot * GROUP, dtype=kind)
     return cute.make_tensor(place, cute.make_layout(GROUP))
+
+
+@cute.jit
+def share_condition(words, kept, thread):
+    """Bit i % 32 of word i // 32 is the condition of the group's thread i."""
+    bits = Int32(cute.arch.vote_ballot_sync(kept))
+    with cute.arch.elect_one():
+        words[thread % GROUP // WARP] = bits
 
 
 def staging_width(tile_n: int) -> int:

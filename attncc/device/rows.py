@@ -24,6 +24,10 @@ TANH_COEFFICIENTS = (0.9999185634, -0.3306543024, 0.1188975516, -0.02662967953)
 exchange; a test computes them."""
 ROUNDER = 1.5 * 2**23
 LEAST_EXPONENT = -125.0
+DECLINING = frozenset({"silu", "gelu"})
+"""Weights that are 0 (or -0) far below 0, but not a number at -inf: with `LEAST_SCORE` in its place nothing but the product has to be kept,
+and a score takes an instruction less than where -inf is looked for afterwards."""
+LEAST_SCORE = -3e38
 
 
 def row_offset(r: int) -> int:
@@ -81,9 +85,14 @@ def weigh(scores, kind: str, multiplier: float):
     function, scale = WEIGHTS[kind], Float32(multiplier)
     for c in range(0, cute.size(scores, mode=[1]), 2):
         pair = (scores[0, c], scores[0, c + 1])
-        for i, product in enumerate(cute.arch.mul_packed_f32x2(pair, (scale, scale))):
-            weight = function(product)
-            scores[0, c + i] = weight if kind in VANISHING else arith.select(pair[i] == -Float32.inf, Float32(0.0), weight)
+        products = pair if multiplier == 1.0 else cute.arch.mul_packed_f32x2(pair, (scale, scale))
+        for i, product in enumerate(products):
+            if kind in DECLINING:
+                scores[0, c + i] = function(cute.arch.fmax(product, Float32(LEAST_SCORE), nan=True))
+            elif kind in VANISHING:
+                scores[0, c + i] = function(product)
+            else:
+                scores[0, c + i] = arith.select(pair[i] == -Float32.inf, Float32(0.0), function(product))
 
 
 def _weigh_pairs(scores, scale, shift, before, polynomial: int, bounded: bool = False):
@@ -259,6 +268,19 @@ def with_bit(bits, i: int, kept):
     """`bits` with the bit of column `i` of the present eight set where `kept`."""
     bit = 1 << (24 + i)
     return bits | arith.select(kept, Int32(bit if i < 7 else bit - 2**32), Int32(0))
+
+
+def all_bits(kept):
+    """A word with all its bits where `kept`, else 0."""
+    return arith.select(kept, Int32(-1), Int32(0))
+
+
+def is_set(words, c):
+    """Whether bit c % 32 of word c // 32 is set, for a column that is known or one of a loop."""
+    if isinstance(c, int):
+        bit = 1 << c % WORD
+        return (words[c // WORD] & Int32(bit if bit < 1 << 31 else bit - 2**32)) != 0
+    return (words[c >> 5] >> (c & 31)) & 1 != 0
 
 
 def keep_words(scores, r: int, word_of):

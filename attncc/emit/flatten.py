@@ -19,9 +19,9 @@ from collections.abc import Mapping
 
 from attncc.emit.columns import fetch_column, fetched, steps_of
 from attncc.emit.expressions import Names, literal, local_name, names_of, tensor_name, to_statements
+from attncc.emit.masks import view_mask
 from attncc.emit.own_rows import score_by_distance, score_by_rows
 from attncc.emit.pairs import QK, split_scaled
-from attncc.emit.ranges import KeyRange, key_range
 from attncc.emit.tables import tables_of
 from attncc.emit.tensor_memory import copy_steps, issues_products, link_view, owned_cells, phases_of, role_macro, tensor_view
 from attncc.emit.view import (
@@ -41,7 +41,7 @@ from attncc.emit.view import (
 from attncc.ir import packing
 from attncc.ir import schedule as l3
 from attncc.ir.diagonals import DISTANCE, split_diagonals
-from attncc.ir.expr import BOOL, INT, TRUE, Expr, const, floordiv, var
+from attncc.ir.expr import BOOL, INT, Expr, const, floordiv, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
 from attncc.ir.schedule_ops import STATISTICS, blocks_read, operations, parts
 from attncc.ir.tile import LSE, ColLet, Let, RowLet, Store
@@ -113,6 +113,7 @@ class Flattener:
         self.issues = self.in_parts = False
         self.owns_rows = any(b.space == "tensor" for b in schedule.buffers)
         self.element_lets: dict[str, str] = {}
+        self.words: dict[str, str] = {}
         self.group_threads = 0
         self.staged = self.staged_columns = 0
         self.staging_barrier = FIRST_BARRIER + sum(b.copies for b in schedule.barriers)
@@ -204,7 +205,7 @@ class Flattener:
         return tuple(self.step(op) for op in ops)
 
     def role(self, role: Role) -> RoleView:
-        self.element_lets = {}
+        self.element_lets, self.words = {}, {}
         groups = max(role.groups, 1)
         self.group_threads = group_threads = role.warps * WARP // groups
         body = list(role.body)
@@ -306,8 +307,11 @@ class Flattener:
         return fetch_column(self, op)
 
     def view_col_let(self, op: ColLet):
-        fields = self.element_let(op, f"cols_{local_name(op.name)}", "c")
-        return ("col_let" if op.slot is None else "col_let_shared"), {**fields, "slots": self.slots}
+        fields = {**self.element_let(op, f"cols_{local_name(op.name)}", "c"), "slots": self.slots}
+        if op.slot is None or op.expr.type != BOOL:
+            return ("col_let" if op.slot is None else "col_let_shared"), fields
+        self.element_lets[op.name], self.words[op.name] = f"softmax.is_set({fields['target']}, c)", fields["target"]
+        return "col_let_bits", fields
 
     def element_let(self, op, target: str, index: str) -> dict:
         """A list in registers; Booleans as 0 or 1, because predicate registers are few."""
@@ -430,40 +434,7 @@ class Flattener:
         return "score_pairs", fields
 
     def view_mask(self, op):
-        """Bounds of a row on the keys it keeps, then what is left as a condition on each element."""
-        columns = frozenset(name for name, text in self.element_lets.items() if "cols_" in text)
-        found = key_range(op.expr, columns, self.schedule.tile_n)
-        names = self.names(f"e{self.count}k", self.variables(op))
-        parts = []
-        bounds = {"low": found.low, "high": found.high}
-        given = {side: bound for side, bound in bounds.items() if bound is not None}
-        if found.phases:
-            parts.append(self.mask_words(op, found, names))
-        elif given:
-            macro = "mask_between" if len(given) == 2 else {"low": "mask_from", "high": "mask_below"}[next(iter(given))]
-            lines, texts = to_statements(tuple(given.values()), names)
-            parts.append(Step(macro, {"dst": op.dst, "lines": lines, **dict(zip(given, texts))}))
-        if found.rest is not TRUE:
-            lines, (text,) = to_statements((found.rest,), names)
-            macro = "mask_rolled" if op.rolled else "mask_elements"
-            parts.append(Step(macro, {"dst": op.dst, "lines": lines, "expr": text}))
-        return "mask", {"parts": tuple(parts)}
-
-    def mask_words(self, op, found: KeyRange, names: Names) -> Step:
-        """Bounds on the key and on its remainders as words of bits, and one choice for each element."""
-        bounds = [b for b in (found.low, found.high) if b is not None]
-        ends = [e for _, *ends in found.phases for e in ends if e is not None]
-        lines, texts = to_statements((*bounds, *ends), names)
-        texts = iter(texts)
-        words = []
-        for name, bound in (("bits_from", found.low), ("bits_below", found.high)):
-            if bound is not None:
-                words.append(f"softmax.{name}({next(texts)} - kv_first, word)")
-        for period, low, high in found.phases:
-            begin = "0" if low is None else next(texts)
-            end = str(period) if high is None else next(texts)
-            words.append(f"softmax.bits_of_period({begin}, {end}, {period}, thread, word)")
-        return Step("mask_words", {"dst": op.dst, "lines": lines, "bits": " & ".join(words)})
+        return view_mask(self, op)
 
     def view_fill(self, op):
         if self.buffers[op.dst].space == "tensor":

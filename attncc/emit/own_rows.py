@@ -34,7 +34,7 @@ def score_by_distance(flat, op, expr: Expr, texts: list) -> tuple[str, dict]:
 def score_by_rows(flat, op) -> tuple[str, dict] | None:
     """Where a thread owns a whole row and reads one of a tensor of 16-bit numbers: eight at once, if they lie side by side; None elsewhere."""
     tensors = {t.name: t.dtype for t in flat.schedule.attention.tensors if t.dtype in ROW_TYPES}
-    varying = frozenset(n for n, text in flat.element_lets.items() if "[c]" in text) | VARYING
+    varying = frozenset(n for n, text in flat.element_lets.items() if text.endswith(("[c]", ", c)", "[c] != 0)"))) | VARYING
     found = [n for n in walk(op.expr) if flat.owns_rows and n.op == "load" and n.value in tensors and reads_row(n, varying)]
     if not found:
         return None

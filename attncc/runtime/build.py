@@ -12,9 +12,10 @@ from attncc.runtime import cache, load
 _COMPILER = threading.Lock()
 """cute.compile is not thread safe: two at once abort the process."""
 
-LESS_REORDERING = " --opt-level 2"
-"""At the compiler's highest level it moves loads and constants up front; seen to spill where one level less does not."""
-
+LESS_REORDERING = (" --opt-level 2", " --opt-level 1")
+"""At the compiler's highest level it moves loads and constants up front; seen to spill where one level less does not. Where a thread owns whole
+rows that level still fills all registers of the role with exponentials and reciprocals under way, and has no place left for a few words that live
+through the loop (16 to 48 bytes, docs/performance-log.md); two levels less does not, with as many instructions."""
 
 @dataclass(frozen=True)
 class Built:
@@ -46,13 +47,14 @@ def build(text: str, attention: Attention, chip: str) -> Built:
 def compile_module(generated, attention: Attention, how: str):
     """`cute.compile` of the module's `launch` with stand-ins for its arguments; never from the cache.
 
-    Where registers spill it is compiled once more with less reordering of instructions, and what spills less is taken.
+    Where registers spill it is compiled again with less reordering of instructions, and what spills least is taken.
     """
-    first = _compile(generated, attention, how)
-    if not spilled(first):
-        return first
-    second = _compile(generated, attention, how + LESS_REORDERING)
-    return second if spilled(second) < spilled(first) else first
+    best = _compile(generated, attention, how)
+    for less in LESS_REORDERING:
+        if not spilled(best):
+            break
+        best = min(best, _compile(generated, attention, how + less), key=spilled)
+    return best
 
 
 def spilled(compiled) -> int:

@@ -101,9 +101,11 @@ def tensor_columns(target: Target, groups: int, tile_n: int, dim_v: int) -> int:
 
 
 def shared_memory(target: Target, dim_qk: int, dim_v: int, dtype: str, tile_m: int, tile_n: int, stages: int, pair: bool = False) -> int:
-    """Bytes of shared memory: Q (or the output tile in its place) and the stages of K and V, half of them in each block of a pair."""
+    """Bytes of shared memory: Q (or the output tile in its place) and the stages of K and V, half of them in each block of a pair; with tensor
+    memory a factor for each row."""
     qk, v = target.pad(dim_qk), target.pad(dim_v)
-    return bytes_of(dtype) * (tile_m * max(qk, v) + stages * tile_n * (qk + v) // (1 + pair))
+    factors = 4 * tile_m if target.has("tensor_memory") else 0
+    return bytes_of(dtype) * (tile_m * max(qk, v) + stages * tile_n * (qk + v) // (1 + pair)) + factors
 
 
 def block_memory(target: Target, extra: ElementCost, tile_m: int, tile_n: int) -> int:

@@ -6,6 +6,7 @@ import cutlass
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from cutlass import Float32, cute
 from cutlass.cute.runtime import make_fake_compact_tensor
 
@@ -15,6 +16,7 @@ from attncc.emulator import emulate, keep_ptx
 BOUND = 2.0**-13.5
 """Of the relative error: the polynomial's 7.5e-5 and the rounding of its steps."""
 THREADS, EACH = 128, 64
+WEIGHTS = (("silu", 1.0), ("silu", 0.25), ("gelu", 1.0), ("none", 2.0), ("relu", 1.0), ("sigmoid", 1.0))
 
 
 @cute.kernel
@@ -34,6 +36,24 @@ def _odd_kernel(x: cute.Tensor, y: cute.Tensor):
     for i in cutlass.range(0, EACH, 2, unroll=1):
         zero = (Float32(0.0), Float32(0.0))
         y[first + i], y[first + i + 1] = rows.odd_pair((x[first + i], x[first + i + 1]), rows.TANH_COEFFICIENTS, zero)
+
+
+@cute.kernel
+def _weights_kernel(x: cute.Tensor, y: cute.Tensor):
+    thread, _, _ = cute.arch.thread_idx()
+    held = rows.tile(2 * len(WEIGHTS))
+    for i, (kind, multiplier) in enumerate(WEIGHTS):
+        pair = cute.make_tensor(held.iterator + 2 * i, cute.make_layout((1, 2)))
+        for j in range(2):
+            pair[0, j] = x[thread * EACH + j]
+        rows.weigh(pair, kind, multiplier)
+        for j in range(2):
+            y[thread * EACH + 2 * i + j] = pair[0, j]
+
+
+@cute.jit
+def _weights_launch(x: cute.Tensor, y: cute.Tensor):
+    _weights_kernel(x, y).launch(grid=(1, 1, 1), block=(THREADS, 1, 1))
 
 
 @cute.jit
@@ -121,3 +141,19 @@ def test_the_coefficients_are_the_best_ones():
     p, error = best([1, 3, 5, 7], np.tanh, np.linspace(1e-6, rows.NEAR, 40001))
     assert error == pytest.approx(8.18e-5, rel=1e-2)
     assert np.allclose(p, rows.TANH_COEFFICIENTS, rtol=0, atol=2e-7)
+
+
+def test_weights_of_scores_that_are_left_out_are_zero():
+    """And those of what is no number are none."""
+    x = torch.zeros(THREADS, EACH)
+    scores = torch.linspace(-30, 30, THREADS)
+    scores[:5] = torch.tensor([-torch.inf, torch.nan, -1e30, -3.4e38, 90.0])
+    x[:, 0], x[:, 1] = scores, scores.flip(0)
+    y = computed(x.flatten(), _weights_launch).view(THREADS, EACH)
+    by_kind = {"silu": F.silu, "gelu": F.gelu, "none": lambda s: s, "relu": torch.relu, "sigmoid": torch.sigmoid}
+    for i, (kind, multiplier) in enumerate(WEIGHTS):
+        for j in range(2):
+            wanted = by_kind[kind]((x[:, j] * multiplier).double()).float()
+            wanted = torch.where(x[:, j] == -torch.inf, 0.0, wanted)
+            known = ~torch.isnan(x[:, j]) if kind == "relu" else torch.ones(THREADS, dtype=torch.bool)  # relu: the larger of 0 and no number
+            torch.testing.assert_close(y[known, 2 * i + j], wanted[known], rtol=1e-5, atol=1e-5, equal_nan=True)

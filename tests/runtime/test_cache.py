@@ -211,3 +211,20 @@ def test_lengths_and_strides_are_variables_of_the_compiled_function(folder):
     with pytest.raises(Exception) as error:
         function(q, q, q, q, torch.zeros(1, 4, 3), torch.zeros(3, dtype=torch.uint8), 1)
     assert "device" in str(error.value), "CPU tensors are refused, whatever their sizes"
+
+
+def test_what_spills_is_compiled_with_less_and_less_reordering(monkeypatch):
+    """And what spills least is taken, of equals the first."""
+    first, second, third = ("", *build.LESS_REORDERING)
+
+    def taken(*frames):
+        tried = dict(zip((first, second, third), frames))
+        monkeypatch.setattr(build, "_compile", lambda generated, attention, how: (seen.append(how), how)[1])
+        monkeypatch.setattr(build, "spilled", tried.__getitem__)
+        seen = []
+        return build.compile_module(None, None, ""), seen
+
+    assert taken(0, 1, 1) == (first, [first])
+    assert taken(8, 0, 1) == (second, [first, second])
+    assert taken(32, 24, 0) == (third, [first, second, third])
+    assert taken(24, 32, 24) == (first, [first, second, third])

@@ -6,8 +6,8 @@
 With products into tensor memory a thread holds all columns of its row: a mask that is written out for each of 128 columns has as many
 copies of its instructions, whose loads and intermediate results the assembler lets overlap until registers run out. In a loop eight
 columns are worked on at a time; a word of bits for 32 of them is what is kept, and each score is then chosen by its bit. A column
-takes about two instructions more (its bit, its part of the loop) and a quarter of the code. Short masks, and those that read the
-score, stay as they are. Asks for: tensor_memory. Without this pass such masks spill.
+takes about two instructions more (its bit, its part of the loop) and a quarter of the code. Short masks, those that read the
+score, and conditions that are worked out as words of bits anyway (ir.key_words) stay as they are. Asks for: tensor_memory. Without this pass such masks spill.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from __future__ import annotations
 import dataclasses
 
 from attncc.ir import schedule as l3
-from attncc.ir.expr import Expr, conjuncts, variables, walk
+from attncc.ir.expr import BOOL, Expr, conjuncts, variables, walk
 from attncc.ir.instructions import cost
+from attncc.ir.key_words import in_words
 from attncc.ir.schedule_ops import compute_role, operations, replace_role, rewrite
 from attncc.ir.tile import ELEMENT, ColLet, Mask
 from attncc.targets import Target
@@ -25,8 +26,6 @@ LONG = 8
 """Instructions for a key from which on a mask is long. Two comparisons and their conjunction are 3."""
 NUMBER = 2
 """Instructions that a number of the key counts for: it is read from shared memory, for 128 keys at a time if it may."""
-BOUNDS = ("lt", "le", "gt", "ge")
-"""What compares a key with a number of its row becomes one word of bits for 32 keys anyway."""
 
 
 def roll_masks(schedule: l3.Schedule, target: Target) -> l3.Schedule:
@@ -35,18 +34,21 @@ def roll_masks(schedule: l3.Schedule, target: Target) -> l3.Schedule:
         return schedule
 
     role = compute_role(schedule)
-    columns = frozenset(op.name for op in operations(role.body) if isinstance(op, ColLet))
+    lets = [op for op in operations(role.body) if isinstance(op, ColLet)]
+    columns, conditions = frozenset(op.name for op in lets), frozenset(op.name for op in lets if op.expr.type == BOOL)
+
+    def left(mask: Expr) -> list[Expr]:
+        return [c for c in conjuncts(mask) if in_words(c, columns, conditions, schedule.tile_n) is None]
 
     def one(op) -> tuple:
-        fits = isinstance(op, Mask) and ELEMENT not in variables(op.expr) and _is_long(op.expr, columns)
+        fits = isinstance(op, Mask) and ELEMENT not in variables(op.expr) and _is_long(left(op.expr), columns)
         return (dataclasses.replace(op, rolled=True),) if fits else (op,)
 
     return replace_role(schedule, role, body=rewrite(role.body, one))
 
 
-def _is_long(mask: Expr, columns: frozenset[str]) -> bool:
-    """Whether what is left of `mask` beside bounds on the key is long, or reads a tensor."""
-    rest = [c for c in conjuncts(mask) if not (c.op in BOUNDS and any(a.op == "var" and a.value == "kv_idx" for a in c.args))]
+def _is_long(rest: list[Expr], columns: frozenset[str]) -> bool:
+    """Whether the conditions `rest` of a mask are long together, or read a tensor."""
     nodes = [node for c in rest for node in walk(c)]
     numbers = len({node for node in nodes if node.op == "var" and node.value in columns})
     return sum(map(cost, rest)) + len(rest) - 1 + NUMBER * numbers >= LONG or any(node.op == "load" for node in nodes)

@@ -205,6 +205,18 @@ def test_numbers_of_a_key_are_made_before_the_scores_are_waited_for():
     assert not any(op.slot is not None for op in ops(schedule("documents", "hopper"), ColLet))
 
 
+def test_conditions_on_the_key_alone_are_shared_where_they_take_some_work():
+    def keys(mask):
+        text = f"attention a {{ heads q = 1, kv = 1\n dim qk = 64, v = 64\n dtype bf16\n mask {mask} }}"
+        s = lower(load(text), TARGETS["blackwell"]).schedule
+        return {repr(op.expr) for op in ops(s, ColLet)}, {op.rolled for op in ops(s, Mask)}
+
+    assert keys("(16 | kv_idx) < 40 and (kv_idx ^ q_idx) > 8 and kv_idx * 20 > (kv_idx & 8)")[0] == {"16 | kv_idx < 40 and kv_idx * 20 > kv_idx & 8"}
+    assert not keys("causal and kv_idx * 20 > 8")[0], "as long as reading it"
+    ranges = " or ".join(f"{100 * i} <= kv_idx - q_idx < {100 * i + 20}" for i in range(6))
+    assert keys(f"kv_idx < 7 or {ranges}") == (set(), {False}), "words of bits anyway"
+
+
 def test_polynomials_stay_away_from_masks_and_other_types():
     steps = [op for op in ops(schedule("causal", "blackwell"), l3.SoftmaxStep) if op.half == "weights"]
     target, tiles = TARGETS["blackwell"], Tiles(256, 64, 2, 128, 3)
