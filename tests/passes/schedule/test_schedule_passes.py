@@ -294,9 +294,9 @@ def test_more_stages_change_the_waits_of_a_role_that_copies_for_itself():
 
 def test_numbers_of_columns_take_the_room_of_a_stage():
     """Of K and V only: the rings that hand on one tile keep their one stage."""
-    text = """attention filled { heads q = 1, kv = 1\n dim qk = 16, v = 256\n dtype bf16\n tensor t: f32[batch, 8]\n tensor at: i32[batch, seq_kv] in 0..8
+    text = """attention filled { heads q = 1, kv = 1\n dim qk = 160, v = 96\n dtype bf16\n tensor t: f32[batch, 8]\n tensor at: i32[batch, seq_kv] in 0..8
         tensor n: i32[batch, seq_q] in 0..seq_kv\n bias -t[b, at[b, kv_idx]]\n mask kv_idx > n[b, q_idx] and at[b, kv_idx] == n[b, q_idx]
-        target blackwell(tile_m = 128, tile_n = 96) }"""
+        target blackwell(tile_m = 256, tile_n = 96) }"""
     s = lower(load(text), TARGETS["blackwell"]).schedule
     assert [s.channel(n).stages for n in ("K", "V", "TS", "TP")] == [2, 2, 1, 1]
     assert any(r.by == "share_columns" and "not 3" in r.text for r in s.remarks)
