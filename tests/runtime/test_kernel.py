@@ -32,6 +32,14 @@ def test_cpu_tensors_run_the_tile_program():
     assert kernel(q, k, v, out=into) is into and torch.equal(into, out)
 
 
+def test_the_default_device_is_no_matter():
+    q, k, v = operands(1, 5, 7)
+    kernel = attncc.compile(PLAIN)
+    wanted = kernel(q, k, v)
+    with torch.device("meta"):
+        assert torch.equal(kernel(q, k, v), wanted)
+
+
 def test_tensors_and_scalars_are_passed():
     kernel = attncc.compile(RICH)
     q, k, v = operands(2, 8, 12, dim_v=32)
