@@ -62,5 +62,5 @@ HOPPER = Target(
         Manner(256, 256, 2, turns=False, lazy=True, several=True),  # full 727, one tile a block 708; not lazy 7 to 9 % less
     ),
     # docs/predictions.md: nearly all predicted times are too long
-    accuracy=Accuracy("NVIDIA H100 80GB HBM3", 25, 0.21, 0.37, "d256 full s8192"),
+    accuracy=Accuracy("NVIDIA H200", 25, 0.21, 0.37, "sinks causal s4096"),
 )  # fmt: skip
