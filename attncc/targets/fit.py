@@ -62,9 +62,11 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
     scores = group_rows * tile_n // threads
     if target.has("tensor_memory"):
         # weights take the place of scores, the output stays in tensor memory; a thread owns all columns of its row, whose numbers of keys and
-        # of distances are in shared memory. (A weight by a function of its own was seen to spill beside them.)
+        # of distances are in shared memory. (A weight by a function of its own was seen to spill beside them, and they beside each other with 128
+        # keys: each comes four at a time.)
         kept = 2 * (extra.gathers - extra.staged) + (extra.mask_loads if extra.mask_loads > 1 else 0)
         kept += (extra.columns + 2 * extra.staged) * extra.weights
+        kept = max(kept, min(extra.columns, extra.staged))
         return scores + kept * tile_n + WORKING_REGISTERS * extra.weights
     output = group_rows * target.pad(dim_v) // threads
     blocks = extra.blocks if target.has("score_blocks") else 0

@@ -227,3 +227,12 @@ def test_candidates_fit():
 def test_the_capability_table_is_up_to_date():
     text = (SPEC / "capabilities.md").read_text(encoding="utf-8")
     assert text == report(), "run `python -m attncc.targets.report > spec/capabilities.md`"
+
+
+def test_numbers_of_keys_beside_numbers_of_distances_take_shorter_key_tiles_where_threads_own_rows():
+    """Both are read four at a time from shared memory; with 128 keys a generated spec spilled."""
+    found = []
+    for column in ("0.0", "ten[kv_idx]"):
+        text = f"attention a {{ heads q = 2, kv = 1\n dim 64\n dtype bf16\n tensor t: f32[heads_q, 35]\n tensor ten: f32[seq_kv]\n bias relative_table(t, 17) + {column} }}"
+        found.append(choose_tiles(load(text), get_target("blackwell")).tile_n)
+    assert found == [128, 96]
