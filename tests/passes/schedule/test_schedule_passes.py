@@ -52,7 +52,7 @@ NEEDED = {"place_copy_waits", "use_tensor_memory", "drain_rings"}
 """Passes without which a schedule is not finished."""
 ELSEWHERE = {"pair_blocks", "fetch_columns"}
 """Passes whose absence is looked at on a subject of their own."""
-ONE_PART = {f"blackwell_{name}" for name in ("persistent_blocks", "share_columns", "roll_masks", "level_distances", "cap_in_softmax")}
+ONE_PART = {f"blackwell_{name}" for name in ("persistent_blocks", "share_columns", "roll_masks", "level_distances", "cap_in_softmax", "share_exponentials")}
 """Without them a schedule is explored with one part of a query tile: with two it is as the neighbours', at 40 seconds each."""
 SUBJECTS = {
     "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "roll_masks": {"name": "pages"}, "copy_biases": {"name": "pairs"},
