@@ -9,8 +9,8 @@ A thread makes the numbers of few columns for its group, and all wait for them a
 long as a load from global memory takes. Now the load has the time of a whole tile. The last tile fetches its own element again, so that no loop
 loads anything that its body did not before (`guard_loads` left bounds away where full tiles need none). What stays where it is: elements whose
 indices are elements, since fetching them would wait for those; small tables, which are near once they were read; and loops that take their
-key tiles from a list. (H200, forgetting gate causal, 4096 keys: at head dim 64 312 TFLOP/s before, 380 after; at 128, tiles of 192 x 80, 490 and 519 in
-one run, 496 and 497 in another.)
+key tiles from a list. (H200, forgetting gate causal, 4096 keys: at head dim 64 312 TFLOP/s before, 380 after; at 128, tiles of 192 x 80, 496 and 497;
+490 and 519 in a run with a file edited by hand.)
 
 Asks for: async_mma, and threads that stage numbers of columns for their group in shared memory.
 """
