@@ -35,6 +35,7 @@ from attncc.passes.schedule.skip_missing_tiles import skip_missing_tiles
 from attncc.passes.schedule.skip_rescaling import skip_rescaling
 from attncc.passes.schedule.stage_output import stage_output
 from attncc.passes.schedule.tile_order import tile_order
+from attncc.passes.schedule.trust_maxima import trust_maxima
 from attncc.passes.schedule.use_tensor_memory import use_tensor_memory
 from attncc.passes.tile.bound_keys import bound_keys
 from attncc.passes.tile.bound_scores import bound_scores
@@ -113,6 +114,7 @@ SCHEDULE_PASSES: dict[str, tuple[Callable, ...]] = {
         tile_order,
         stage_output,
         persistent_blocks,
+        trust_maxima,
         budget_registers,
         skip_missing_tiles,
     ),

@@ -5,12 +5,15 @@ or 32 bytes), so that a tile may be an operand of WGMMA with either dimension co
 A ring has `stages` pairs of barriers, the full ones first.
 """
 
+import dataclasses
+
 import cutlass
 from cutlass import Float32, Int32, Int64, cute, pipeline
 from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warp, warpgroup
 from cutlass.tensor_utils import LayoutEnum
 from cutlass.utils import sm90 as _sm90
 
+from attncc.device import ampere as mma_sync
 from attncc.device import arith, softmax
 
 WARP = 32
@@ -227,6 +230,24 @@ def multiply(mma, result, a, b, accumulate: bool, pending: int):
     warpgroup.commit_group()
     if pending >= 0:
         warpgroup.wait_group(pending)
+
+
+def multiply_by_warp(result, a, group, b, stage):
+    """result := a . b^T by one warp alone: its 16 of group `group`'s rows of `a` (copies of rows x depth) by stage `stage` of `b`
+    (copies of cols x depth), both swizzled as `tile_layout` has them. mma.sync's fragments of 16 rows are what each warp holds of a WGMMA's result."""
+    left, right = (mma_sync.Tile(Int32(t.iterator.toint()), *_shape_of(t)) for t in (a, b))
+    rows = cute.make_tensor(result.iterator, cute.make_layout(((2, 2), 1, right.rows // 8), stride=((1, 2), 0, 4)))
+    thread = mma_sync.thread_index()
+    first = (thread // WARP) % GROUP_WARPS * (WARP_ROWS * left.row_bytes)
+    left = dataclasses.replace(left, address=left.address + group * left.stride + first)
+    lanes = mma_sync.rows_of_lanes(left, thread), mma_sync.columns_of_lanes(right, thread)
+    mma_sync.multiply_shared(rows, left, lanes[0], 0, right, lanes[1], stage * right.stride, False, a.element_type)
+
+
+def _shape_of(tile) -> tuple[int, int, int]:
+    """Rows, columns and the bytes from copy to copy of tiles in shared memory."""
+    rows, cols, copies = (cute.size(tile, mode=[i]) for i in range(3))
+    return rows, cols, cute.cosize(tile.layout) // copies * tile.element_type.width // 8
 
 
 def barrier_sync(number, threads: int):

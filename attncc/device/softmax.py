@@ -179,6 +179,34 @@ def step_bounded(scores, row_max, row_sum, gap, dtype, multiplier: float, least:
             scores[r, c] = weight
 
 
+def step_trusting(scores, row_max, sums, multiplier: float, least):
+    """As `step`, with each row's maximum as it is: no maximum over the row, no exchange between threads, no correction, and `row_sum` is not
+    touched; `sums` gets the sums of the tile's weights, of the thread's columns. The caller must look at them (`exceed`). With `least` a
+    maximum below it counts as it, so that scores of -inf have weight 0 in rows that had no key."""
+    for r in range(cute.size(scores, mode=[0])):
+        columns = range(cute.size(scores, mode=[1]))
+        base = row_max[r] if least is None else arith.fmax(row_max[r], Float32(least))
+        shift = base * Float32(-multiplier)
+        weights = [arith.exp2(cute.math.fma(scores[r, c], Float32(multiplier), shift)) for c in columns]
+        sums[r] = total(weights)
+        for c, weight in enumerate(weights):
+            scores[r, c] = weight
+
+
+def exceed(sums, limit: float):
+    """Whether a number of `sums` of some lane of the warp is not at most `limit` (it may be NaN)."""
+    fine = sums[0] <= Float32(limit)
+    for r in range(1, cute.size(sums)):
+        fine = fine & (sums[r] <= Float32(limit))
+    return cute.arch.vote_any_sync(fine == False)  # noqa: E712 (a value of the device)
+
+
+def add(target, source):
+    """`target` (rows) += `source`."""
+    for r in range(cute.size(target)):
+        target[r] = target[r] + source[r]
+
+
 def bits_from(low, word: int):
     """The bits of the thread's columns 32 * word and on whose place (counted from the thread's first column) is `low` or later."""
     return _ones_from(owned_below(low) - 32 * word)

@@ -6,6 +6,7 @@ through the issue slots. What waits for what is the schedule's.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from attncc.interp.schedule_trace import blocks_of, call_of, trace
 from attncc.ir import schedule as l3
 from attncc.ir import tile as l2
 from attncc.ir.schedule import Schedule
+from attncc.ir.schedule_ops import without_repairs
 from attncc.targets import Target
 from attncc.targets.cost import element_cost
 
@@ -80,6 +82,8 @@ def run_clock(
     first = torch.arange(blocks["block_x"].shape[0]) == 0
     same = torch.stack(named or [first]).all(0)
     chosen = {name: x[same][:1] for name, x in blocks.items()}
+    roles = tuple(dataclasses.replace(r, body=without_repairs(r.body)) for r in schedule.roles)
+    schedule = dataclasses.replace(schedule, roles=roles)
     workers = tuple(w for w in trace(schedule, call, chosen)[0] if w.half == 0)
     return _Clock(schedule, target, workers).run()
 

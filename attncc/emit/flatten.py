@@ -43,7 +43,7 @@ from attncc.ir import schedule as l3
 from attncc.ir.diagonals import DISTANCE, split_diagonals
 from attncc.ir.expr import BOOL, INT, Expr, const, floordiv, var
 from attncc.ir.schedule import Buffer, Channel, Role, Schedule
-from attncc.ir.schedule_ops import STATISTICS, blocks_read, operations, parts
+from attncc.ir.schedule_ops import STATISTICS, blocks_read, least_maximum, operations, parts
 from attncc.ir.tile import LSE, ColLet, Let, RowLet, Store
 
 WARP = 32
@@ -110,7 +110,7 @@ class Flattener:
             op.dst: f"{op.dst}_{op.a}_{op.b}" for op in all_operations(schedule) if isinstance(op, l3.Mma)
         }
         self.products: dict[str, MmaView] = {}
-        self.issues = self.in_parts = False
+        self.issues = self.in_parts = self.repairs = False
         self.owns_rows = any(b.space == "tensor" for b in schedule.buffers)
         self.element_lets: dict[str, str] = {}
         self.words: dict[str, str] = {}
@@ -295,7 +295,11 @@ class Flattener:
 
     def variables(self, op) -> Mapping[str, str]:
         """How lets of rows and columns read where `op` stands, as element r or c of their list, and the numbers of blocks."""
-        return {**self.element_lets, **{name: f"{name}_cells[r, c]" for name in blocks_read(op)}}
+        return {**self.element_lets, **{name: f"{self.block_name(name)}_cells[r, c]" for name in blocks_read(op)}}
+
+    def block_name(self, name: str) -> str:
+        """What a block's numbers are called; where a branch loads them again, by another name."""
+        return f"again_{name}" if self.repairs else name
 
     def view_let(self, op):
         return "let", {"target": self.base.variable(op.name, op.expr.type)}
@@ -330,6 +334,12 @@ class Flattener:
 
     def view_if(self, op):
         return "if_", {}
+
+    def view_repair(self, op):
+        self.repairs = True
+        body = self.steps(op.body)
+        self.repairs = False
+        return "repair", {"body": body}
 
     def on_channel(self, macro: str, op):
         """Private rings and rings that products complete have macros of their own; `bit` is the ring's place in the phases."""
@@ -398,7 +408,7 @@ class Flattener:
             "pending": -1 if op.asynchronous else 0,
             "product": self.products[f"{op.dst}_{op.a}_{op.b}"],
         }
-        return f"mma_{self.buffers[op.a].space}", fields
+        return f"mma_{'by_warp' if self.repairs else self.buffers[op.a].space}", fields
 
     def ring(self, buffer: str) -> ChannelView | None:
         return next((c for c in self.channels.values() if c.tensor and c.buffer.name == buffer), None)
@@ -406,7 +416,10 @@ class Flattener:
     def view_score(self, op):
         """With costly terms of the distance, and threads that can share them: those are computed first, once for each distance."""
         columns = frozenset(self.element_lets) | frozenset(blocks_read(op))
-        blocks = tuple(Step("load_block", {"name": n, "channel": self.channels[n], "product": self.product_of[op.dst]}) for n in blocks_read(op))
+        blocks = tuple(
+            Step("load_block", {"name": n, "target": self.block_name(n), "channel": self.channels[n], "product": self.product_of[op.dst]})
+            for n in blocks_read(op)
+        )
         expr, terms = split_diagonals(op.expr, columns)
         if not terms or self.group_threads != STAGING_THREADS:
             return score_by_rows(self, op) or self.score_in_pairs(op) or ("score", {"blocks": blocks})
@@ -419,7 +432,8 @@ class Flattener:
         lines, (text,) = to_statements((expr,), inner)
         self.staged = max(self.staged, len(terms))
         parts = tuple({"number": i, "lines": found, "text": value} for i, (found, (value,)) in enumerate(texts))
-        return "score_staged", {"parts": parts, "inner": lines, "text": text, "barrier": self.staging_barrier, "blocks": blocks}
+        fields = {"parts": parts, "inner": lines, "text": text, "barrier": self.staging_barrier, "blocks": blocks}
+        return ("score_from_staged" if self.repairs else "score_staged"), fields
 
     def score_in_pairs(self, op):
         """Where a thread owns whole rows: a multiple of the product and a term, two columns at a time, then what is left; None elsewhere."""
@@ -442,6 +456,8 @@ class Flattener:
         return "fill", {"number": literal(op.value).replace("arith.INF", "Float32.inf")}
 
     def view_softmax_step(self, op):
+        if op.sums is not None:
+            return "softmax_step_trusting", {"least": literal(least_maximum(op.multiplier)) if op.guard else None}
         if op.maximum is not None:
             return ("softmax_step_bounded" if op.cap is None else "softmax_step_capped"), {}
         if op.half != "both":
@@ -515,7 +531,7 @@ def all_operations(schedule: Schedule) -> tuple:
 
 def buffers_of(body) -> frozenset[str]:
     """Names of the buffers that the operations of `body` read or write (Finalize: the statistics of rows too)."""
-    fields = ("dst", "src", "a", "b", "scores", "weights", "row_max", "row_sum", "correction", "factor", "accumulator")
+    fields = ("dst", "src", "a", "b", "scores", "weights", "row_max", "row_sum", "correction", "factor", "accumulator", "sums")
     ops = tuple(operations(body))
     named = {getattr(op, f) for op in ops for f in fields if isinstance(getattr(op, f, None), str)}
     if any(isinstance(op, l3.Finalize) for op in ops):

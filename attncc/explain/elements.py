@@ -7,7 +7,7 @@ import dataclasses
 from attncc.ir import schedule as l3
 from attncc.ir.diagonals import split_diagonals
 from attncc.ir.expr import FLOAT, Expr, var, variables, walk
-from attncc.ir.schedule_ops import compute_role, element_names, operations
+from attncc.ir.schedule_ops import compute_role, element_names, operations, without_repairs
 from attncc.ir.tile import COLUMN_STEP, ELEMENT, ColLet, RowLet, Score, Weights
 from attncc.targets import Target
 from attncc.targets.cost import LOAD_INSTRUCTIONS, SLOW, SPECIAL, ElementCost, element_cost
@@ -31,8 +31,8 @@ def score_cost(schedule: l3.Schedule, target: Target, near: float = 1.0) -> Elem
     terms of the distance are not all the same."""
     extra = element_cost(schedule.attention)
     role = compute_role(schedule)
-    scores = _last_scores(role.body)
-    steps = [op for op in operations(role.body) if isinstance(op, l3.SoftmaxStep)]
+    scores = _last_scores(without_repairs(role.body))
+    steps = [op for op in operations(without_repairs(role.body)) if isinstance(op, l3.SoftmaxStep)]
     instructions = special = read = 0.0
     if scores:
         expr, terms, rows = scores[-1].expr, (), role.rows_per_group // (role.warps * 8 // role.groups)
@@ -51,7 +51,7 @@ def score_cost(schedule: l3.Schedule, target: Target, near: float = 1.0) -> Elem
     capped = bool(steps) and steps[-1].cap is not None
     if capped:
         instructions, special = instructions + 1.0, special + 1.0
-    bounded = bool(steps) and steps[-1].maximum is not None
+    bounded = bool(steps) and (steps[-1].maximum is not None or steps[-1].sums is not None)
     if bounded:
         instructions -= 0.5 if target.has("packed_arithmetic") else 1.0  # no running maximum
     return dataclasses.replace(extra, instructions=instructions, special=special, bounded=bounded, capped=capped, shared_bytes=read)

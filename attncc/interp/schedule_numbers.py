@@ -9,16 +9,17 @@ import torch
 from attncc.interp.run_tile import WEIGHTS
 from attncc.interp.schedule_machine import Machine
 from attncc.interp.schedule_state import in_half
-from attncc.interp.schedule_trace import Call, Step
+from attncc.interp.schedule_trace import Call, RepairEnd, Step
 from attncc.ir import schedule as l3
 from attncc.ir.diagonals import DISTANCE, distances_of_tile, split_diagonals
 from attncc.ir.expr import Expr, sub, substitute, var
-from attncc.ir.schedule_ops import blocks_read, compute_role, element_names, operations, parts
+from attncc.ir.schedule_ops import blocks_read, compute_role, element_names, least_maximum, operations, parts
 from attncc.ir.tile import ELEMENT, LSE, Finalize, Mask, Score, Store, Weights
 from attncc.lower.tile_to_schedule import ROW_MAX, ROW_SUM
 
 INFINITY = float("inf")
 NAN = float("nan")
+WARP = 32
 TORCH_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -38,6 +39,8 @@ class Numbers:
         self.coming: dict[tuple, torch.Tensor] = {}
         self.handed: dict[tuple[str, int], torch.Tensor] = {}
         """By buffer and part: what roles hand on to each other."""
+        self.kept: dict[int, tuple[torch.Tensor, dict[str, torch.Tensor]]] = {}
+        """By worker that repairs: which rows, and all registers before."""
         self.part = self.half = 0
 
     def apply(self, i: int, step: Step) -> None:
@@ -218,6 +221,11 @@ def _softmax_step(n: Numbers, i: int, op: l3.SoftmaxStep, env) -> None:
     r = n.registers[i]
     if op.cap is not None:
         r[op.scores] = torch.tanh(op.cap * r[op.scores])
+    if op.sums is not None:
+        base = r[op.row_max].clamp(min=least_maximum(op.multiplier)) if op.guard else r[op.row_max]
+        r[op.scores] = weights = torch.exp2(op.multiplier * (r[op.scores] - base))
+        r[op.sums] = weights.sum(-1, keepdim=True)
+        return
     if op.maximum is not None:
         largest = r[op.scores].amax(-1, keepdim=True)
         old = torch.full_like(largest, -INFINITY) if op.first else r[op.row_max]
@@ -274,6 +282,24 @@ def _weights(n: Numbers, i: int, op: Weights, env) -> None:
 
 def _rescale(n: Numbers, i: int, op: l3.Rescale, env) -> None:
     n.put(i, op.dst, n.get(i, op.dst) * n.get(i, op.factor))
+
+
+def _repair(n: Numbers, i: int, op: l3.Repair, env) -> None:
+    """Rows of a warp are repaired together."""
+    found = n.registers[i][op.sums]
+    wrong = ~(found <= op.limit)
+    rows = wrong.shape[1] // (n.machine.workers[i].threads // WARP)
+    warps = wrong.reshape(wrong.shape[0], -1, rows).any(-1, keepdim=True)
+    n.kept[i] = warps.expand(-1, -1, rows).reshape(wrong.shape), dict(n.registers[i])
+
+
+def _repair_end(n: Numbers, i: int, op: RepairEnd, env) -> None:
+    rows, before = n.kept.pop(i)
+    n.registers[i].update({name: torch.where(rows, n.registers[i][name], old) for name, old in before.items()})
+
+
+def _add(n: Numbers, i: int, op: l3.Add, env) -> None:
+    n.put(i, op.dst, n.get(i, op.dst) + n.get(i, op.src))
 
 
 def _convert(n: Numbers, i: int, op: l3.Convert, env) -> None:
@@ -334,5 +360,5 @@ def _store(n: Numbers, i: int, op: Store, env) -> None:
 RULES = {
     l3.Copy: _copy, l3.CopyWait: _copies_arrive, l3.Wait: _wait, l3.Fill: _fill, l3.Mma: _mma, Score: _score, Mask: _mask,
     l3.SoftmaxStep: _softmax_step, Weights: _weights, l3.Rescale: _rescale, l3.Convert: _convert, Finalize: _finalize,
-    Store: _store,
+    Store: _store, l3.Repair: _repair, RepairEnd: _repair_end, l3.Add: _add,
 }  # fmt: skip

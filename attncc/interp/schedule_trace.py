@@ -50,6 +50,11 @@ class Call:
 
 
 @dataclass(frozen=True)
+class RepairEnd:
+    """Where the body of a Repair ends: rows that needed none have what they had before."""
+
+
+@dataclass(frozen=True)
 class Step:
     """One operation of a worker, and the variables where it stands."""
 
@@ -160,6 +165,10 @@ class _Path:
                 self.walk_parts(op, env)
             elif isinstance(op, l3.Place):
                 env = self.placed(env)
+            elif isinstance(op, l3.Repair):
+                self.steps.append(Step(op, env, self.part))
+                self.walk(op.body, env)
+                self.steps.append(Step(RepairEnd(), env, self.part))
             elif not (isinstance(op, (l3.Acquire, l3.Copy, l3.Commit)) and op.channel in self.tma and not self.elected):
                 self.steps.append(Step(op, env, self.part))
         return env

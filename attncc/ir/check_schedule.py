@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 ELEMENT_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "f64": 8, "i8": 1, "u8": 1, "i16": 2, "i32": 4, "i64": 8, "bool": 1}
 WARP = 32
+REPAIRING = (l3.Mma, Score, l3.SoftmaxStep, l3.Rescale, l3.Convert, l3.Fill)
+"""What a Repair may do."""
 NAMED_BARRIERS = 15
 """Barriers of a block beside the one of all its threads."""
 OVERHEAD_REGISTERS = 24
@@ -74,7 +76,7 @@ def _names(s: l3.Schedule) -> Iterator[str]:
     fields = {
         "channel": channels, "barrier": barriers, "a": buffers, "b": buffers, "dst": buffers, "src": buffers,
         "scores": buffers, "weights": buffers, "row_max": buffers, "row_sum": buffers, "correction": buffers,
-        "factor": buffers, "accumulator": buffers,
+        "factor": buffers, "accumulator": buffers, "sums": buffers,
     }  # fmt: skip
     for role in s.roles:
         for op in operations(role.body):
@@ -189,6 +191,7 @@ def _bindings(s: l3.Schedule) -> Iterator[str]:
         rows = {"q_idx"} if role.rows_per_group else set()
         yield from _body_bindings(role.name, role.body, bound | {l3.GROUP_VARIABLE} | rows | fetched_names(role.body))
         yield from _fetches(role)
+        yield from _repairs(role)
         for op in operations(role.body):
             for e in expressions(op):
                 yield from (f"role {role.name} reads tensor {t}, which is not declared" for t in tensors(e) - known)
@@ -206,6 +209,18 @@ def _fetches(role: l3.Role) -> Iterator[str]:
                 yield f"role {role.name}: {op.name} fetches {op.expr}, which is not one element of a tensor for each column"
         elif names_read(op) & fetched and not (isinstance(op, ColLet) and op.space == SHARED and op.slot is None):
             yield f"role {role.name}: {type(op).__name__} reads {min(names_read(op) & fetched)}, which is fetched for numbers of columns in shared memory"
+
+
+def _repairs(role: l3.Role) -> Iterator[str]:
+    """One warp alone repairs: it cannot meet others there, start anything, or move on in a ring."""
+    for op in operations(role.body):
+        if isinstance(op, l3.Repair):
+            for o in operations(op.body):
+                if not isinstance(o, REPAIRING) or (isinstance(o, l3.Mma) and o.asynchronous):
+                    yield f"role {role.name}: {type(o).__name__} in the repair of {op.sums}, which single warps do"
+        elif isinstance(op, l3.SoftmaxStep) and op.sums is not None and not (op.first or op.sets or op.maximum is not None):
+            if not any(isinstance(o, l3.Repair) and o.sums == op.sums for o in operations(role.body)):
+                yield f"role {role.name}: nothing repairs the rows of {op.sums}"
 
 
 def _plain(name: str) -> bool:
@@ -229,7 +244,7 @@ def _body_bindings(role: str, body: tuple, bound: set[str]) -> Iterator[str]:
             bound.add(op.name)
         elif isinstance(op, l3.For):
             yield from _body_bindings(role, op.body, bound | {op.counter})
-        elif isinstance(op, (l3.If, l3.ForParts)):
+        elif isinstance(op, (l3.If, l3.ForParts, l3.Repair)):
             yield from _body_bindings(role, op.body, bound)
 
 

@@ -297,6 +297,8 @@ class SoftmaxStep:
     `half`: "maximum" sets m and the correction alone, "weights" then does the rest, so that others get the correction early.
     `maximum`: with `first` or `sets` m of a row that has a key here, and had none before, becomes the row's maximum, at least that number;
     without, it becomes that number. A row's m that is set stays, and no correction is made.
+    `sums`: every row keeps the m it has, whatever the scores are: no maximum is taken, no correction made, l not touched; the sums of the tile's
+    weights go to that buffer. A weight may be too large for its type, and NaN where m is -inf; a Repair must follow.
     `cap` (with `maximum`): the scores are tanh(cap * x) of the x in `scores`; of 16 neighbouring pairs of columns `odd` take it by an odd
     polynomial, in warps none of whose cap * x is beyond 1.
     """
@@ -315,6 +317,7 @@ class SoftmaxStep:
     sets: bool = False
     cap: float | None = None
     odd: int = 0
+    sums: str | None = None
 
 
 @dataclass(frozen=True)
@@ -324,6 +327,27 @@ class Rescale:
     dst: str
     factor: str
     seldom: bool = False
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Warps that have a row whose number in `sums` is more than `limit` or NaN do the body for all their rows; the others pass over it.
+
+    What the body reads must still be there: its products (not asynchronous, each warp its own rows) read the stages that the tile's own products
+    read, its scores the numbers of columns and distances that the group has staged for the tile.
+    """
+
+    sums: str
+    limit: float
+    body: tuple[Op, ...]
+
+
+@dataclass(frozen=True)
+class Add:
+    """Every number of `dst` has that of `src`, a buffer of the same size, added to it."""
+
+    dst: str
+    src: str
 
 
 @dataclass(frozen=True)
@@ -342,7 +366,7 @@ class Convert:
 
 Op = Union[
     Let, RowLet, ColLet, ColFetch, If, For, ForParts, Acquire, Copy, Commit, CopyWait, Wait, Release, Drain, Sync, Arrive, StoreWait, Place, SetRegisters, Fill,
-    Mma, MmaWait, Score, Mask, SoftmaxStep, Weights, Rescale, Convert, Finalize, Store,
+    Mma, MmaWait, Score, Mask, SoftmaxStep, Weights, Rescale, Repair, Add, Convert, Finalize, Store,
 ]  # fmt: skip
 
 

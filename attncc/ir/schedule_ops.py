@@ -22,6 +22,11 @@ def operations(body: tuple) -> Iterator:
         yield from operations(getattr(op, "body", ()))
 
 
+def without_repairs(body: tuple) -> tuple:
+    """`body` without what only rows whose maximum is out of date do."""
+    return rewrite(body, lambda op: () if isinstance(op, l3.Repair) else (op,))
+
+
 def rewrite(body: tuple, rule: Callable) -> tuple:
     """`body` with each operation replaced by what `rule(op)` gives (a tuple of operations), innermost bodies first."""
     out: list = []
@@ -85,10 +90,22 @@ def drop_unused_lets(body: tuple) -> tuple:
     return body if smaller == body else drop_unused_lets(smaller)
 
 
+def least_maximum(multiplier: float) -> float:
+    """Where a step keeps the maxima as they are (`sums`) and guards, a maximum below this counts as this: a row that had no key gets weights 0
+    for scores of -inf, and from any other score a weight that its Repair finds. Above float32's least number, which some write for -inf."""
+    return -3e38 / max(1.0, multiplier)
+
+
 def buffers_read(op) -> tuple[str, ...]:
     """Buffers whose contents `op` reads."""
     if isinstance(op, l3.Mma):
         return (op.a, op.b, op.dst) if op.accumulate else (op.a, op.b)
+    if isinstance(op, l3.SoftmaxStep) and op.sums is not None:
+        return (op.scores, op.row_max)
+    if isinstance(op, l3.Repair):
+        return (op.sums,)
+    if isinstance(op, l3.Add):
+        return (op.dst, op.src)
     if isinstance(op, l3.SoftmaxStep) and op.maximum is not None:
         gap = (op.correction,) if op.sets and not op.first else ()
         return (op.scores,) if op.first else (op.scores, op.row_max, op.row_sum, *gap)
@@ -115,6 +132,8 @@ def buffers_read(op) -> tuple[str, ...]:
 
 def buffers_written(op) -> tuple[str, ...]:
     """Buffers that `op` writes (a Copy writes its channel's buffer, which is not named here)."""
+    if isinstance(op, l3.SoftmaxStep) and op.sums is not None:
+        return (op.scores, op.sums)
     if isinstance(op, l3.SoftmaxStep) and op.maximum is not None:
         return (op.scores, op.row_max, op.row_sum, *((op.correction,) if op.first or op.sets else ()))
     if isinstance(op, l3.SoftmaxStep) and op.half != "both":
@@ -127,7 +146,7 @@ def buffers_written(op) -> tuple[str, ...]:
         return (op.weights,)
     if isinstance(op, l3.Finalize):
         return op.accumulator, LSE
-    if isinstance(op, (l3.Mma, l3.Score, l3.Mask, l3.Rescale, l3.Convert, l3.Fill)):
+    if isinstance(op, (l3.Mma, l3.Score, l3.Mask, l3.Rescale, l3.Convert, l3.Fill, l3.Add)):
         return (op.dst,)
     return ()
 

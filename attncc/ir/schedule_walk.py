@@ -105,6 +105,9 @@ class _Walk:
             elif isinstance(op, l3.If):
                 if self.value(op.condition, env):
                     self.body(op.body, env)
+            elif isinstance(op, l3.Repair):
+                self.step(op)
+                self.body(op.body, env)
             elif isinstance(op, l3.For):
                 begin, end = self.value(op.begin, env), self.value(op.end, env)
                 for t in range(begin, min(end, begin + MOST_STEPS)):
