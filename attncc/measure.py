@@ -48,12 +48,12 @@ entropy of the weights is lse - sum p_j s_j, between 0 and log n, sum p_j |s_j| 
 tanh the error is that of a float32 sum of dim_qk products, dim_qk * 2**-24 * scale * |q| |k|, below 2**-11 too."""
 
 
-def measure(kernel: Kernel, shape: Shape, seed: int = 0, device: str = "cpu", strided: bool = False) -> CheckResult:
+def measure(kernel: Kernel, shape: Shape, seed: int = 0, device: str = "cpu", strided: bool = False, steep: bool = False) -> CheckResult:
     """Runs once for the error, on poisoned output, and once (many times on a GPU) for the time.
 
-    `strided` passes q as a view of (batch, heads, seq, dim) memory, and k and v as parts of one tensor.
+    `strided` passes q as a view of (batch, heads, seq, dim) memory, and k and v as parts of one tensor. `steep` as for make_inputs.
     """
-    q, k, v, inputs = make_inputs(kernel.attention, shape.batch, shape.seq_q, shape.seq_kv, seed, device)
+    q, k, v, inputs = make_inputs(kernel.attention, shape.batch, shape.seq_q, shape.seq_kv, seed, device, steep)
     if strided:
         both = torch.cat([k, v], dim=-1)
         q = q.transpose(1, 2).contiguous().transpose(1, 2)

@@ -371,8 +371,9 @@ def any_lane(condition):
     return Int32(llvm.inline_asm(_i32(), [flag.ir_value()], text, "=r,r", has_side_effects=True))
 
 
-def multiply_shared(result, left, left_lanes, box, right, right_lanes, offset, accumulate: bool, dtype):
-    """result (+)= left . right^T, both in shared memory: box `box` of left, `offset` bytes into right's ring."""
+def multiply_shared(result, left, left_lanes, box, right, right_lanes, offset, accumulate: bool, dtype, ahead=LOOKAHEAD):
+    """result (+)= left . right^T, both in shared memory: box `box` of left, `offset` bytes into right's ring. `ahead` as
+    for `_multiply`."""
     left_base, right_base = left.address + box * left.stride, right.address + offset
 
     def load_left(k):
@@ -383,7 +384,7 @@ def multiply_shared(result, left, left_lanes, box, right, right_lanes, offset, a
         return load_matrices(fragment_address(right, right_lanes, n, k, right_base), False)
 
     depth = left.cols // 16
-    _multiply(result, load_left, load_right, depth, accumulate, dtype)
+    _multiply(result, load_left, load_right, depth, accumulate, dtype, ahead)
 
 
 def multiply_register(result, left, right, right_lanes, offset, accumulate: bool, dtype):
@@ -402,20 +403,20 @@ def multiply_register(result, left, right, right_lanes, offset, accumulate: bool
     _multiply(result, load_left, load_right, depth, accumulate, dtype)
 
 
-def _multiply(result, load_left, load_right, depth: int, accumulate: bool, dtype):
-    """All products of a tile in steps of 16 deep, 16 columns; fragments are loaded LOOKAHEAD steps before their use."""
+def _multiply(result, load_left, load_right, depth: int, accumulate: bool, dtype, ahead: int = LOOKAHEAD):
+    """All products of a tile in steps of 16 deep, 16 columns; fragments are loaded `ahead` steps before their use."""
     columns = cute.size(result, mode=[2]) // 2
     steps = [(k, n) for k in range(depth) for n in range(columns)]
     lefts, rights = {}, {}
-    for s in range(len(steps) + LOOKAHEAD):
+    for s in range(len(steps) + ahead):
         if s < len(steps):
             k, n = steps[s]
             if n == 0:
                 lefts[k] = load_left(k)
             rights[s] = load_right(k, n)
-        if s >= LOOKAHEAD:
-            k, n = steps[s - LOOKAHEAD]
-            _multiply_step(result, lefts[k], rights.pop(s - LOOKAHEAD), n, accumulate or k > 0, dtype)
+        if s >= ahead:
+            k, n = steps[s - ahead]
+            _multiply_step(result, lefts[k], rights.pop(s - ahead), n, accumulate or k > 0, dtype)
 
 
 def _multiply_step(result, left, right, n: int, accumulate: bool, dtype):

@@ -241,7 +241,7 @@ def multiply_by_warp(result, a, group, b, stage):
     first = (thread // WARP) % GROUP_WARPS * (WARP_ROWS * left.row_bytes)
     left = dataclasses.replace(left, address=left.address + group * left.stride + first)
     lanes = mma_sync.rows_of_lanes(left, thread), mma_sync.columns_of_lanes(right, thread)
-    mma_sync.multiply_shared(rows, left, lanes[0], 0, right, lanes[1], stage * right.stride, False, a.element_type)
+    mma_sync.multiply_shared(rows, left, lanes[0], 0, right, lanes[1], stage * right.stride, False, a.element_type, ahead=1)
 
 
 def _shape_of(tile) -> tuple[int, int, int]:

@@ -51,8 +51,8 @@ def score_cost(schedule: l3.Schedule, target: Target, near: float = 1.0) -> Elem
     capped = bool(steps) and steps[-1].cap is not None
     if capped:
         instructions, special = instructions + 1.0, special + 1.0
-    bounded = bool(steps) and (steps[-1].maximum is not None or steps[-1].sums is not None)
-    if bounded:
+    bounded = bool(steps) and steps[-1].maximum is not None
+    if bounded and not target.rates.trusting:
         instructions -= 0.5 if target.has("packed_arithmetic") else 1.0  # no running maximum
     return dataclasses.replace(extra, instructions=instructions, special=special, bounded=bounded, capped=capped, shared_bytes=read)
 

@@ -13,9 +13,13 @@ from attncc.ir.packing import CU_KV, CU_Q, MAX_KV, MAX_Q
 DEFAULT_INTS = 4
 """Integers without a declared range that index nothing are drawn from 0..4."""
 
+STEEP = 8.0
+KEY_SIZES = (0.0, 1.0, 4.0, 30.0)
+"""A key of the last size has scores that leave those of others far behind: rows must take a new maximum (passes/schedule/trust_maxima)."""
+
 
 def make_inputs(
-    attention: Attention, batch: int, seq_q: int, seq_kv: int, seed: int = 0, device="cpu"
+    attention: Attention, batch: int, seq_q: int, seq_kv: int, seed: int = 0, device="cpu", steep: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict]:
     """(q, k, v, inputs): q, k, v of the attention's type, (batch, seq, heads, dim), standard normal.
 
@@ -23,6 +27,7 @@ def make_inputs(
     tensor without a range that is used as an index stays inside what it indexes. Other reals are standard normal, bools
     are mostly true. Values differ from one batch entry to the next. The same seed gives the same values. For packed
     sequences there are `batch` of them of up to seq_q and seq_kv rows, some empty; q, k and v are (total, heads, dim).
+    `steep`: scores of hundreds beside scores of none. q is STEEP times as large, each key times one of KEY_SIZES.
     """
     generator = torch.Generator().manual_seed(seed)
     dtype = TORCH_TYPES[attention.dtype]
@@ -40,6 +45,9 @@ def make_inputs(
     q = normal(rows_q, attention.heads_q, attention.dim_qk)
     k = normal(rows_kv, attention.heads_kv, attention.dim_qk)
     v = normal(rows_kv, attention.heads_kv, attention.dim_v)
+    if steep:
+        drawn = torch.randint(0, len(KEY_SIZES), (*rows_kv, 1, 1), generator=generator)
+        q, k = STEEP * q, torch.tensor(KEY_SIZES)[drawn].to(dtype).to(device) * k
     for decl in attention.tensors:
         found = inputs[decl.name] if decl.name in inputs else _tensor(attention, decl, sizes, generator)
         inputs[decl.name] = found.to(device)

@@ -72,6 +72,7 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
     blocks = extra.blocks if target.has("score_blocks") else 0
     kept = (extra.gathers - blocks) * scores + blocks * scores // 2
     if target.has("async_mma"):
+        kept -= extra.staged * scores  # of distances: in shared memory
         kept += _column_numbers(tile_n, extra)
         if extra.mask_loads > 1:
             kept += extra.mask_loads * (tile_n // COLUMN_THREADS)
@@ -81,6 +82,9 @@ def fragments(target: Target, tile_n: int, dim_v: int, group_rows: int, extra: E
             kept += 3 * ORDER_REGISTERS  # the mask reads a number for each element
         elif extra.mask_columns > 2 and output >= MANY_OUTPUTS:
             kept += extra.mask_columns * ORDER_REGISTERS
+        if target.rates.trusting and extra.instructions and not (extra.special or extra.columns or extra.gathers > extra.staged or extra.weights):
+            # what scores are computed from lives on until it is known that no warp computes them again
+            kept += WORKING_REGISTERS if extra.staged else 2 * WORKING_REGISTERS
         return scores + output + scores // 2 + kept + WORKING_REGISTERS * extra.weights
     kept += (extra.columns + extra.mask_columns) * (tile_n // COLUMN_THREADS)
     long_mask = extra.mask_columns > 1 or (extra.mask_columns and (extra.mask_loads or extra.mask_size > LONG_MASK))

@@ -146,11 +146,14 @@ def _instructions(target: Target, tiles: Tiles, dim_v: int, extra: ElementCost) 
     """Warp instructions of one warp in one iteration."""
     threads = target.group_warps * WARP_THREADS
     elements = tiles.group_rows * tiles.tile_n / threads
+    rates = target.rates
+    if rates.trusting and not (extra.weights or extra.is_banded):  # banded masks have few full tiles
+        each, loop = rates.trusting
+        return elements * (each + extra.instructions) + loop
     rescale = 0.0 if target.has("tensor_memory") else tiles.group_rows * dim_v / threads
     products = 0.0
     if not target.has("mma_shared_operands"):
         products = 1.5 * tiles.group_rows * tiles.tile_n * (dim_v * 2) / (target.mma.m * target.mma.n_step * target.mma.k)
-    rates = target.rates
     return elements * (rates.element_instructions + extra.instructions) + rescale + rates.loop_instructions + products
 
 

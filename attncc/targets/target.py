@@ -20,6 +20,7 @@ CAPABILITIES: dict[str, str] = {
     "set_registers": "a warp group can give registers back and take more",
     "named_barriers": "barriers among some of a block's threads",
     "score_blocks": "a tile of a bias with a number for every pair is copied like a tile of keys, and read as scores lie in registers",
+    "warp_products": "beside the products of a warp group, a warp alone can multiply a group's tiles, and has what it holds of the group's result",
     "tensor_memory": "accumulators may lie in a memory of the tensor cores",
     "mma_pairs": "one instruction multiplies for two neighbouring blocks, each of which holds half of the second operand",
     "packed_arithmetic": "one instruction adds or multiplies two float32 numbers",
@@ -59,6 +60,7 @@ class Rates:
     tensor_share   part of the peak that a long chain of products reaches (power, instruction gaps)
     element_instructions, loop_instructions
                    of softmax, for a score element, and for a warp and iteration (counted in compiled kernels)
+    trusting       the same two where full tiles keep their maxima (passes/schedule/trust_maxima), which leaves O alone; None: they never do
     """
 
     sms: int
@@ -79,6 +81,7 @@ class Rates:
     several_share: float = 1.0
     element_instructions: float = 4.5
     loop_instructions: float = 105.0
+    trusting: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,16 @@ def test_results(text):
         assert result.ok, result
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_steep_scores(dtype, dim):
+    """Maxima that go out of date again and again, in every warp."""
+    kernel = attncc.compile(f"attention steep {{\nheads q = 4, kv = 4\ndim {dim}\ndtype {dtype}\nmask kv_idx <= q_idx + off + 700\n}}")
+    for seed, shape in enumerate((Shape(2, 1500, 3000), Shape(1, 333, 2049))):
+        result = measure(kernel, shape, seed, "cuda", steep=True)
+        assert result.ok, result
+
+
 def test_lengths_batch_strides_and_scalars_never_recompile(monkeypatch):
     from attncc.runtime import build
 

@@ -18,7 +18,7 @@ dozens from tile to tile take longer. Rows without any key so far are among thos
 fp16 weight must stay below 2**15. A weight below m never was a weight that mattered: m is the score of a key of the row.
 The row's largest weight is no longer 1 but rounded to the operands' type, as with lazy rescaling.
 
-Asks for: async_mma (there K's copies are in rings that others fill), a loop without masks, plain softmax. Without this pass every tile takes maxima.
+Asks for: warp_products, a loop without masks, plain softmax. Without this pass every tile takes maxima.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LIMIT = {"bf16": 2.0**60, "f16": 2.0**15}
 def trust_maxima(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     """`schedule` with loops of full tiles that keep the maxima they find; unchanged for weights that are not softmax's or are bounded."""
     role = compute_role(schedule)
-    if not target.has("async_mma"):
+    if not target.has("warp_products"):
         return schedule
     limit = LIMIT[schedule.attention.dtype]
     body = rewrite(role.body, lambda op: (_trusting(op, limit),) if isinstance(op, l3.For) else (op,))
