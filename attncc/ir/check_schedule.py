@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 ELEMENT_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "f64": 8, "i8": 1, "u8": 1, "i16": 2, "i32": 4, "i64": 8, "bool": 1}
 WARP = 32
-REPAIRING = (l3.Mma, Score, Mask, l3.SoftmaxStep, l3.Rescale, l3.Convert, l3.Fill)
+REPAIRING = (l3.Mma, Score, l3.SoftmaxStep, l3.Rescale, l3.Convert, l3.Fill)
 """What a Repair may do."""
 NAMED_BARRIERS = 15
 """Barriers of a block beside the one of all its threads."""

@@ -18,10 +18,7 @@ dozens from tile to tile take longer. Rows without any key so far are among thos
 fp16 weight must stay below 2**15. A weight below m never was a weight that mattered: m is the score of a key of the row.
 The row's largest weight is no longer 1 but rounded to the operands' type, as with lazy rescaling.
 
-Loops that mask and come after the full tiles (the far end of a window) do so too: most rows have a key by then. Those before them stay as they
-are, since there many rows meet their first key, and each would be computed again.
-
-Asks for: warp_products, plain softmax. Without this pass every tile takes maxima.
+Asks for: warp_products, a loop without masks, plain softmax. Without this pass every tile takes maxima.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 
 from attncc.ir import schedule as l3
-from attncc.ir.schedule_ops import compute_role, replace_role
+from attncc.ir.schedule_ops import compute_role, replace_role, rewrite
 from attncc.ir.tile import REGISTER, Mask, Score
 from attncc.targets import Target
 
@@ -44,30 +41,17 @@ def trust_maxima(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     if not target.has("warp_products"):
         return schedule
     limit = LIMIT[schedule.attention.dtype]
-    body = _body(role.body, limit)
+    body = rewrite(role.body, lambda op: (_trusting(op, limit),) if isinstance(op, l3.For) else (op,))
     if body == role.body:
         return schedule
     sums = l3.Buffer(SUMS, REGISTER, role.rows_per_group, 1, "f32")
     return replace_role(dataclasses.replace(schedule, buffers=(*schedule.buffers, sums)), role, body=body)
 
 
-def _body(body: tuple, limit: float) -> tuple:
-    """`body` with trusting loops: those without masks, and those that come after such a loop."""
-    out, after = [], False
-    for op in body:
-        if isinstance(op, l3.For) and (after or not any(isinstance(o, Mask) for o in op.body)):
-            op = _trusting(op, limit)
-            after = after or any(isinstance(o, l3.Repair) for o in op.body)
-        if isinstance(op, (l3.If, l3.For)):
-            op = dataclasses.replace(op, body=_body(op.body, limit))
-        out.append(op)
-    return tuple(out)
-
-
 def _trusting(loop: l3.For, limit: float) -> l3.For:
-    """The loop with a step that keeps its maxima; the loop as it is where it has none, or another."""
+    """The loop with a step that keeps its maxima; the loop as it is where it masks or where its step is another."""
     steps = [i for i, op in enumerate(loop.body) if isinstance(op, l3.SoftmaxStep)]
-    if len(steps) != 1 or not _is_plain(loop.body[steps[0]]):
+    if len(steps) != 1 or any(isinstance(op, Mask) for op in loop.body) or not _is_plain(loop.body[steps[0]]):
         return loop
     step = loop.body[steps[0]]
     start, product = next((i, op) for i, op in enumerate(loop.body) if isinstance(op, l3.Mma) and op.dst == step.scores)
@@ -76,7 +60,7 @@ def _trusting(loop: l3.For, limit: float) -> l3.For:
     held = tuple(op for op in between if isinstance(op, l3.Release))
     again = (
         dataclasses.replace(product, asynchronous=False),
-        *(op for op in between if isinstance(op, (Score, Mask))),
+        *(op for op in between if isinstance(op, Score)),
         dataclasses.replace(step, slack=0.0),
         *(dataclasses.replace(op, seldom=False) for op in loop.body if isinstance(op, l3.Rescale)),
         *(op for op in loop.body if isinstance(op, l3.Convert)),
