@@ -59,11 +59,12 @@ def query_rows(tile_m: int, algebra: Algebra) -> tuple[Expr, Expr]:
 
 def key_ranges(program: TileProgram) -> KeyRanges:
     """The closed forms of a program's key tiles."""
-    return _key_ranges(program.attention, program.tile_m, program.tile_n)
+    return ranges_of(program.attention, program.tile_m, program.tile_n)
 
 
 @functools.lru_cache(maxsize=64)
-def _key_ranges(attention: Attention, tile_m: int, tile_n: int) -> KeyRanges:
+def ranges_of(attention: Attention, tile_m: int = 128, tile_n: int = 64) -> KeyRanges:
+    """The closed forms of the key tiles of an attention, for tiles of that size."""
     return _Ranges(attention, tile_m, tile_n).find(attention.mask, MOST_CONDITIONS)
 
 

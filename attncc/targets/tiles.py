@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from attncc.diagnostics import AttnError, Diagnostic
 from attncc.ir.attention import Attention
-from attncc.ir.expr import TRUE
+from attncc.ir.expr import TRUE, ZERO
+from attncc.ir.key_ranges import ranges_of
 from attncc.targets.cost import ElementCost, element_cost
 from attncc.targets.distances import with_shared_distances
 from attncc.targets.fit import Tiles, block_memory, fits, hints, shared_memory, splits
@@ -73,13 +74,25 @@ def _best(found: tuple[Tiles, ...], attention: Attention, target: Target) -> Til
 
 def measured(attention: Attention, target: Target) -> Tiles | None:
     """The shape that was measured to be best for these head dims, if it is legal; None with hints, or where the score is not simple."""
-    if any_hint(attention, target) or not element_cost(attention).is_simple:
+    if any_hint(attention, target):
         return None
+    found = target.measured_windows if target.measured_windows and is_window(attention) else ()
+    if element_cost(attention).is_simple:
+        found = (*found, *target.measured)
     dims = target.pad(attention.dim_qk), target.pad(attention.dim_v)
-    for dim_qk, dim_v, tile_m, tile_n, groups in target.measured:
+    for dim_qk, dim_v, tile_m, tile_n, groups in found:
         if (dim_qk, dim_v) == dims:
             return next((t for t in _shapes(attention, target, tile_m, tile_n) if t.groups == groups), None)
     return None
+
+
+def is_window(attention: Attention) -> bool:
+    """Whether the score is only scaled and the mask cuts keys off at both ends, with at most one number of a key."""
+    extra = element_cost(attention)
+    if extra.instructions or extra.gathers or extra.weights or extra.mask_loads or extra.mask_columns > 1:
+        return False
+    kept = ranges_of(attention).kept
+    return len(kept) == 1 and kept[0][0] is not ZERO
 
 
 def _is_awkward(tiles: Tiles) -> bool:
