@@ -1,6 +1,6 @@
 """What a file of measurements looks like: the README's table, and a plot of it.
 
-    python benchmarks/report.py benchmarks/peers-h200.json --plot docs/peers-h200.svg        prints the table in Markdown
+    python benchmarks/report.py benchmarks/peers-h100.json --plot docs/peers-h100.svg        prints the table in Markdown
 
 Needs matplotlib for the plot (pip install -e '.[plots]'). Numbers are those of the file, nothing is measured.
 """

@@ -12,7 +12,7 @@ from attncc.explain import Shape
 from attncc.explain.report import report
 from attncc.targets import TARGETS, get_target, model_accuracy
 
-MEASURED = Path("benchmarks/peers-h200.json")
+MEASURED = Path("benchmarks/peers-h100.json")
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = frozenset({"d128 full s4096", "d64 full s8192", "d96 full s8192", "d256 full s8192", "d192/128 full s8192", "d128 causal s4096"})
 
