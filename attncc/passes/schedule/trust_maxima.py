@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 
 from attncc.ir import schedule as l3
-from attncc.ir.schedule_ops import compute_role, replace_role, rewrite
+from attncc.ir.schedule_ops import compute_role, remark, replace_role, rewrite
 from attncc.ir.tile import REGISTER, Mask, Score
 from attncc.targets import Target
 
@@ -45,7 +45,8 @@ def trust_maxima(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     if body == role.body:
         return schedule
     sums = l3.Buffer(SUMS, REGISTER, role.rows_per_group, 1, "f32")
-    return replace_role(dataclasses.replace(schedule, buffers=(*schedule.buffers, sums)), role, body=body)
+    schedule = replace_role(dataclasses.replace(schedule, buffers=(*schedule.buffers, sums)), role, body=body)
+    return remark(schedule, "trust_maxima", "full tiles keep their rows' maxima, and compute again what goes out of range; |v| may reach 2**40")
 
 
 def _trusting(loop: l3.For, limit: float) -> l3.For:
