@@ -8,6 +8,7 @@ from collections.abc import Callable
 from attncc.ir.check_attention import check_attention
 from attncc.ir.check_schedule import check_schedule
 from attncc.ir.check_tile import check_tile
+from attncc.passes.attention.mask_infinite_scores import mask_infinite_scores
 from attncc.passes.attention.simplify import simplify
 from attncc.passes.schedule.assign_roles import assign_roles
 from attncc.passes.schedule.budget_registers import budget_registers
@@ -51,7 +52,7 @@ from attncc.passes.tile.place_values import place_values
 from attncc.passes.tile.skip_empty_tiles import skip_empty_tiles
 from attncc.targets import TARGETS
 
-ATTENTION_PASSES: tuple[Callable, ...] = (simplify,)
+ATTENTION_PASSES: tuple[Callable, ...] = (mask_infinite_scores, simplify)
 """L1 passes."""
 
 TILE_PASSES: tuple[Callable, ...] = (
