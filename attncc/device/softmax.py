@@ -118,10 +118,9 @@ def quad_total(x):
 
 
 def no_key(largest, multiplier: float):
-    """Whether a row of scores whose maximum is `largest` has no key: -inf, or so far down that 2**(multiplier * (x - m)) would overflow.
-    Some libraries add float32's least number where they mean -inf."""
-    least = -(2.0**127) / multiplier
-    return largest <= (Float32(least) if least > -(2.0**127) else -Float32.inf)
+    """Whether a row of scores whose maximum is `largest` has no key: -inf, or a number that stands for it (-1e9, float32's least number).
+    The product multiplier * m is a float32 number when it is subtracted: from 2**28 on its rounding is worth 2**8 and more in a weight."""
+    return largest <= Float32(-(2.0**28) / multiplier)
 
 
 def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool, slack: float = 0.0):

@@ -92,8 +92,8 @@ def drop_unused_lets(body: tuple) -> tuple:
 
 def least_maximum(multiplier: float) -> float:
     """Where a step keeps the maxima as they are (`sums`) and guards, a maximum below this counts as this: a row that had no key gets weights 0
-    for scores of -inf, and from any other score a weight that its Repair finds. Above float32's least number, which some write for -inf."""
-    return -3e38 / max(1.0, multiplier)
+    for scores that stand for -inf (softmax.no_key), and from any score of a key a weight that its Repair finds."""
+    return -(2.0**28) / multiplier
 
 
 def buffers_read(op) -> tuple[str, ...]:

@@ -38,6 +38,23 @@ def test_a_row_of_least_numbers_has_no_key(target):
     assert not out[0].any() and distance(out, wanted) < 2e-2 and bad is None and error < LSE_ALLOWED
 
 
+@pytest.mark.parametrize("target", turn(["ampere", "hopper", "blackwell"], 3))
+@pytest.mark.parametrize("dtype, fill", [("bf16", -1e10), ("f16", -1e9)])
+def test_large_numbers_that_stand_for_infinity(target, dtype, fill):
+    """Rows whose first tiles hold nothing else, and then a key; a row that holds nothing else at all."""
+    head = f"attention padded {{\nheads q = 1, kv = 1\ndim 32\ndtype {dtype}\n"
+    kernel = attncc.compile(f"{head}tensor m: f32[seq_q, seq_kv]\nbias m[q_idx, kv_idx]\n}}", target=target)
+    q, k, v = (torch.randn(1, n, 1, 32, generator=torch.Generator().manual_seed(n)).to(getattr(torch, {"bf16": "bfloat16", "f16": "float16"}[dtype])) for n in (20, 300, 301))
+    m = torch.full((20, 300), fill)
+    m[torch.arange(19), 13 * torch.arange(19)] = 0.5
+    results = emulate_calls(kernel)
+    out, lse = kernel(q, k, v[:, :300], return_lse=True, m=m)
+    assert all(r.ok for r in results), "\n".join(map(str, results))
+    wanted, wanted_lse = reference(kernel.attention, q, k, v[:, :300], {"m": m.masked_fill(m < 0, -torch.inf)})
+    error, bad = lse_distance(lse, wanted_lse)
+    assert not out[0, 19].any() and distance(out, wanted) < 1e-5 and bad is None and error < LSE_ALLOWED
+
+
 def test_guards_stay_where_a_constant_stands_for_infinity():
-    for number, finite in ((-1e9, True), (-3.4e38, False), (-float("inf"), False)):
+    for number, finite in ((-1e4, True), (-1e9, False), (-3.4e38, False), (-float("inf"), False)):
         assert is_finite(select(var("on", "bool"), const(0.0), const(number)), {}) is finite

@@ -21,7 +21,8 @@ def mask_infinite_scores(attention: Attention) -> Attention:
 
     By the meaning of the language a score of -inf is masked, whatever the reduction, so results are the same. (FlexAttention's score_mod is often
     written so.) What is gained is what masks have: tiles without a key are not visited, tiles without a masked one compute no condition, rows need
-    no guard. Conditions on the raw score stay where they are, and so do large finite numbers, which leave a row without any other key the mean of all.
+    no guard. Conditions on the raw score stay where they are, and so do finite numbers (a row that has none but a
+small one, such as -1e4, is the mean of all keys).
     """
     finite, score = _split(attention.score)
     if finite is TRUE:
