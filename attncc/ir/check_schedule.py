@@ -218,7 +218,7 @@ def _repairs(role: l3.Role) -> Iterator[str]:
             for o in operations(op.body):
                 if not isinstance(o, REPAIRING) or (isinstance(o, l3.Mma) and o.asynchronous):
                     yield f"role {role.name}: {type(o).__name__} in the repair of {op.sums}, which single warps do"
-        elif isinstance(op, l3.SoftmaxStep) and op.sums is not None and not (op.first or op.sets or op.maximum is not None):
+        elif isinstance(op, l3.SoftmaxStep) and op.sums is not None:
             if not any(isinstance(o, l3.Repair) and o.sums == op.sums for o in operations(role.body)):
                 yield f"role {role.name}: nothing repairs the rows of {op.sums}"
 

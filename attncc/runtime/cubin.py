@@ -247,15 +247,18 @@ def tensor_loops(text: str, name: str = "GMMA") -> list[list[Instruction]]:
 
 
 def without_detours(text: str, loop: list[Instruction], name: str) -> list[Instruction]:
-    """A loop's instructions but those that a branch in it passes over and whose only tensor instructions are called `name`: what is seldom done."""
+    """A loop's instructions but the fewest that a branch in it passes over and that hold all its instructions called `name`: what is seldom done.
+    The whole loop where it has none, or no branch passes over them all."""
     labels = next(found for code, found in functions(text).values() if loop[0] in code)
-    detours: set[Instruction] = set()
+    wanted = {i for i in loop if i.name == name}
+    detours = []
     for branch in (i for i in loop if i.name == "BRA"):
         for end in (labels[t] for t in re.findall(r"\.L_[A-Za-z0-9_]+", branch.operands) if t in labels):
-            passed = [i for i in loop if branch.address < i.address < end]
-            if {i.name for i in passed if "MMA" in i.name} == {name}:
-                detours.update(passed)
-    return [i for i in loop if i not in detours]
+            passed = {i for i in loop if branch.address < i.address < end}
+            if wanted and wanted <= passed:
+                detours.append(passed)
+    seldom = min(detours, key=len, default=set())
+    return [i for i in loop if i not in seldom]
 
 
 def _stretches(code: list[Instruction], labels: dict[str, int]) -> list[list[Instruction]]:

@@ -143,8 +143,8 @@ class Target:
     stages           copies of K and V that are worth having
     tensor_columns   32-bit columns of tensor memory that a block may have
     measured         shapes found best on the device for a simple score: (dim_qk, dim_v, tile_m, tile_n, groups), head dims padded.
-    measured_windows   the same where a short mask cuts keys off at both ends: shorter tiles have fewer keys outside
                      They come before the resource model's choice, whose error is larger than what lies between good tiles
+    measured_windows   the same where a short mask cuts keys off at both ends: shorter tiles have fewer keys outside
     manners          how their loops run best
     accuracy         how well the resource model does where it was compared with the device; None where nothing was measured
     published        what others published for the device: (what, TFLOP/s)

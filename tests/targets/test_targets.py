@@ -229,6 +229,17 @@ def test_the_capability_table_is_up_to_date():
     assert text == report(), "run `python -m attncc.targets.report > spec/capabilities.md`"
 
 
+def test_windows_take_shorter_key_tiles_where_that_was_measured():
+    masks = {
+        "causal": 80, "causal and kv_idx > q_idx + off - 1024": 64, "causal and q_idx // 777 == kv_idx // 777": 64,
+        "kv_idx > q_idx - 100": 64, "kv_idx < 1000": 80,
+    }  # fmt: skip
+    for dim, others in ((128, None), (64, 128)):
+        for mask, keys in masks.items():
+            a = load(f"attention a {{ heads q = 2, kv = 2\n dim {dim}\n dtype bf16\n mask {mask} }}")
+            assert choose_tiles(a, get_target("hopper")).tile_n == (others or keys), mask
+
+
 def test_numbers_of_keys_beside_numbers_of_distances_take_shorter_key_tiles_where_threads_own_rows():
     """Both are read four at a time from shared memory; with 128 keys a generated spec spilled."""
     found = []

@@ -20,7 +20,7 @@ from attncc.targets import Target
 WILD = frozenset({"div", "pow", "exp", "exp2", "log", "log2", "sqrt"})
 """Operators whose result may be infinite for finite arguments."""
 HUGE = 1e8
-"""Constants from here on stand for infinity: kernels take a sum with one for -inf (softmax.no_key)."""
+"""Constants from here on may stand for infinity: kernels take a sum with one from 1.9e8 on for -inf (softmax.no_key)."""
 ENDS = (apply("lt", var("kv_idx"), var("seq_kv")), apply("le", var("kv_idx"), sub(var("seq_kv"), ONE)))
 """Masks that only cut off positions past the last key."""
 
