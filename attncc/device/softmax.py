@@ -123,12 +123,13 @@ def no_key(largest, multiplier: float):
     return largest <= Float32(-(2.0**28) / multiplier)
 
 
-def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool, slack: float = 0.0):
+def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, guard: bool, slack: float = 0.0, sums=None):
     """One score tile of the online softmax, in place: `scores` (rows, columns) become the weights 2**(multiplier * (x - m)).
 
     `row_max` is in the scores' own units; `correction` gets the factor for what was accumulated before. With `first` the old
     statistics are not read; with `guard` a row without any kept key (`no_key`) gives weights 0 instead of NaN. With `slack` a row keeps its old
-    maximum, and its correction is exactly 1, while weights stay below 2**slack.
+    maximum, and its correction is exactly 1, while weights stay below 2**slack. With `sums` the sums of this tile's weights go there, and
+    `row_sum` is multiplied by the correction only.
     """
     columns = cute.size(scores, mode=[1])
     for r in range(cute.size(scores, mode=[0])):
@@ -146,8 +147,11 @@ def step(scores, row_max, row_sum, correction, multiplier: float, first: bool, g
             scores[r, c] = weights[c]
         if first:
             row_sum[r] = total(weights)
+            continue
+        correction[r] = arith.exp2((old - largest) * Float32(multiplier))
+        if sums is not None:
+            row_sum[r], sums[r] = row_sum[r] * correction[r], total(weights)
         else:
-            correction[r] = arith.exp2((old - largest) * Float32(multiplier))
             row_sum[r] = total([cute.math.fma(row_sum[r], correction[r], weights[0]), *weights[1:]])
 
 

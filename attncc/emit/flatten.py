@@ -456,12 +456,14 @@ class Flattener:
         return "fill", {"number": literal(op.value).replace("arith.INF", "Float32.inf")}
 
     def view_softmax_step(self, op):
-        if op.sums is not None:
+        if op.keeps:
             return "softmax_step_trusting", {"least": literal(least_maximum(op.multiplier)) if op.guard else None}
         if op.maximum is not None:
             return ("softmax_step_bounded" if op.cap is None else "softmax_step_capped"), {}
         if op.half != "both":
             return f"softmax_{op.half}", {}
+        if op.sums is not None:
+            return "softmax_step_apart", {}
         return "softmax_step_first" if op.first else "softmax_step", {}
 
     def view_rescale(self, op):

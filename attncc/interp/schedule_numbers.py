@@ -221,7 +221,7 @@ def _softmax_step(n: Numbers, i: int, op: l3.SoftmaxStep, env) -> None:
     r = n.registers[i]
     if op.cap is not None:
         r[op.scores] = torch.tanh(op.cap * r[op.scores])
-    if op.sums is not None:
+    if op.keeps:
         base = r[op.row_max].clamp(min=least_maximum(op.multiplier)) if op.guard else r[op.row_max]
         r[op.scores] = weights = torch.exp2(op.multiplier * (r[op.scores] - base))
         r[op.sums] = weights.sum(-1, keepdim=True)
@@ -270,7 +270,10 @@ def _softmax_maximum(r: dict, op: l3.SoftmaxStep) -> None:
 def _softmax_weights(r: dict, op: l3.SoftmaxStep) -> None:
     r[op.scores] = weights = torch.exp2(op.multiplier * (r[op.scores] - _base(r, op)))
     total = weights.sum(-1, keepdim=True)
-    r[op.row_sum] = total if op.first else total + r[op.row_sum] * r[op.correction]
+    if op.sums is not None:
+        r[op.sums], r[op.row_sum] = total, r[op.row_sum] * r[op.correction]
+    else:
+        r[op.row_sum] = total if op.first else total + r[op.row_sum] * r[op.correction]
 
 
 def _weights(n: Numbers, i: int, op: Weights, env) -> None:

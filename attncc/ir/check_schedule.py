@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 ELEMENT_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "f64": 8, "i8": 1, "u8": 1, "i16": 2, "i32": 4, "i64": 8, "bool": 1}
 WARP = 32
-REPAIRING = (l3.Mma, Score, l3.SoftmaxStep, l3.Rescale, l3.Convert, l3.Fill)
+REPAIRING = (l3.Mma, Score, l3.SoftmaxStep, l3.Rescale, l3.Convert)
 """What a Repair may do."""
 NAMED_BARRIERS = 15
 """Barriers of a block beside the one of all its threads."""
@@ -218,7 +218,9 @@ def _repairs(role: l3.Role) -> Iterator[str]:
             for o in operations(op.body):
                 if not isinstance(o, REPAIRING) or (isinstance(o, l3.Mma) and o.asynchronous):
                     yield f"role {role.name}: {type(o).__name__} in the repair of {op.sums}, which single warps do"
-        elif isinstance(op, l3.SoftmaxStep) and op.sums is not None:
+        elif isinstance(op, l3.SoftmaxStep) and (op.keeps and op.sums is None or op.first and op.sums is not None):
+            yield f"role {role.name}: a softmax step that {'begins rows' if op.first else 'keeps maxima'} with sums {op.sums or 'nowhere'}"
+        elif isinstance(op, l3.SoftmaxStep) and op.keeps:
             if not any(isinstance(o, l3.Repair) and o.sums == op.sums for o in operations(role.body)):
                 yield f"role {role.name}: nothing repairs the rows of {op.sums}"
 

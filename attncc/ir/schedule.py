@@ -297,8 +297,9 @@ class SoftmaxStep:
     `half`: "maximum" sets m and the correction alone, "weights" then does the rest, so that others get the correction early.
     `maximum`: with `first` or `sets` m of a row that has a key here, and had none before, becomes the row's maximum, at least that number;
     without, it becomes that number. A row's m that is set stays, and no correction is made.
-    `sums`: every row keeps the m it has, whatever the scores are: no maximum is taken, no correction made, l not touched; the sums of the tile's
-    weights go to that buffer. A weight may be too large for its type, and NaN where m is -inf; a Repair must follow.
+    `sums`: the sums of the tile's weights go to that buffer, and l is multiplied by the correction only.
+    `keeps` (with `sums`): every row keeps the m it has, whatever the scores are: no maximum is taken, no correction made, l not touched. A weight
+    may be too large for its type, and NaN where m is -inf; a Repair must follow.
     `cap` (with `maximum`): the scores are tanh(cap * x) of the x in `scores`; of 16 neighbouring pairs of columns `odd` take it by an odd
     polynomial, in warps none of whose cap * x is beyond 1.
     """
@@ -318,6 +319,7 @@ class SoftmaxStep:
     cap: float | None = None
     odd: int = 0
     sums: str | None = None
+    keeps: bool = False
 
 
 @dataclass(frozen=True)

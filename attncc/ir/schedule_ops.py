@@ -91,7 +91,7 @@ def drop_unused_lets(body: tuple) -> tuple:
 
 
 def least_maximum(multiplier: float) -> float:
-    """Where a step keeps the maxima as they are (`sums`) and guards, a maximum below this counts as this: a row that had no key gets weights 0
+    """Where a step keeps the maxima as they are (`keeps`) and guards, a maximum below this counts as this: a row that had no key gets weights 0
     for scores that stand for -inf (softmax.no_key), and from any score of a key a weight that its Repair finds."""
     return -(2.0**28) / multiplier
 
@@ -100,7 +100,7 @@ def buffers_read(op) -> tuple[str, ...]:
     """Buffers whose contents `op` reads."""
     if isinstance(op, l3.Mma):
         return (op.a, op.b, op.dst) if op.accumulate else (op.a, op.b)
-    if isinstance(op, l3.SoftmaxStep) and op.sums is not None:
+    if isinstance(op, l3.SoftmaxStep) and op.keeps:
         return (op.scores, op.row_max)
     if isinstance(op, l3.Repair):
         return (op.sums,)
@@ -132,7 +132,7 @@ def buffers_read(op) -> tuple[str, ...]:
 
 def buffers_written(op) -> tuple[str, ...]:
     """Buffers that `op` writes (a Copy writes its channel's buffer, which is not named here)."""
-    if isinstance(op, l3.SoftmaxStep) and op.sums is not None:
+    if isinstance(op, l3.SoftmaxStep) and op.keeps:
         return (op.scores, op.sums)
     if isinstance(op, l3.SoftmaxStep) and op.maximum is not None:
         return (op.scores, op.row_max, op.row_sum, *((op.correction,) if op.first or op.sets else ()))
@@ -141,7 +141,8 @@ def buffers_written(op) -> tuple[str, ...]:
             return (op.scores, op.row_sum)
         return (op.row_max,) if op.first else (op.row_max, op.correction)
     if isinstance(op, l3.SoftmaxStep):
-        return (op.scores, op.row_max, op.row_sum, *(() if op.first else (op.correction,)))
+        written = () if op.first else (op.correction,)
+        return (op.scores, op.row_max, op.row_sum, *written, *((op.sums,) if op.sums else ()))
     if isinstance(op, l3.Weights):
         return (op.weights,)
     if isinstance(op, l3.Finalize):

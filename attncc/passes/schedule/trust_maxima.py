@@ -1,8 +1,8 @@
 """Lets rows keep their maximum without looking whether it still is one, and repairs the few tiles where that went wrong.
 
     before  for t ... "full tiles" { ...; mma_wait 1; release K; score S; softmax_step S; mma_wait 0; release V; rescale O; convert P }
-    after   for t ... "full tiles" { ...; mma_wait 1; score S; softmax_step S, sums=tile_sum; mma_wait 0; release V; convert P
-                                     repair sums=tile_sum, limit=2**30 { mma S; score S; softmax_step S; rescale O; convert P; fill tile_sum, 0 }
+    after   for t ... "full tiles" { ...; mma_wait 1; score S; softmax_step S, sums=tile_sum, keeps; mma_wait 0; release V; convert P
+                                     repair sums=tile_sum, limit=2**30 { mma S; score S; softmax_step S, sums=tile_sum; rescale O; convert P }
                                      add row_sum, tile_sum; release K }
 
 Softmax does not need the maximum of a row, only a number near it: weights 2**(x - m) have the relative precision of their type for any m, as
@@ -63,16 +63,15 @@ def _trusting(loop: l3.For, limit: float) -> l3.For:
     again = (
         dataclasses.replace(product, asynchronous=False),
         *(op for op in between if isinstance(op, Score)),
-        dataclasses.replace(step, slack=0.0),
+        dataclasses.replace(step, slack=0.0, sums=SUMS),
         *(dataclasses.replace(op, seldom=False) for op in loop.body if isinstance(op, l3.Rescale)),
         *(op for op in loop.body if isinstance(op, l3.Convert)),
-        l3.Fill(SUMS, 0.0),
     )
     body: list = []
     for op in loop.body:
         if op in held or isinstance(op, l3.Rescale):
             continue
-        body.append(dataclasses.replace(op, slack=0.0, sums=SUMS) if op is step else op)
+        body.append(dataclasses.replace(op, slack=0.0, sums=SUMS, keeps=True) if op is step else op)
         if isinstance(op, l3.Convert):
             body += [l3.Repair(SUMS, limit, again), l3.Add(step.row_sum, SUMS), *held]
     return dataclasses.replace(loop, body=tuple(body))

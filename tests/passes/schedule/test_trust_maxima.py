@@ -141,3 +141,10 @@ def test_maxima_that_nothing_repairs_are_refused():
     s = change(schedule("causal", "hopper"), "consumer", lambda op: () if isinstance(op, l3.Repair) else (op,))
     with pytest.raises(IllegalProgram, match="nothing repairs the rows of tile_sum"):
         check_schedule(s, HOPPER)
+
+
+@pytest.mark.parametrize("wrong", [{"sums": None}, {"keeps": False, "first": True}], ids=["keeps", "begins"])
+def test_steps_with_sums_in_the_wrong_place_are_refused(wrong):
+    change_step = lambda op: (dataclasses.replace(op, **wrong),) if isinstance(op, l3.SoftmaxStep) and op.keeps else (op,)
+    with pytest.raises(IllegalProgram, match="a softmax step that (keeps maxima with sums nowhere|begins rows with sums tile_sum)"):
+        check_schedule(change(schedule("causal", "hopper"), "consumer", change_step), HOPPER)
