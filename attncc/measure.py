@@ -7,21 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
+from attncc.accuracy import LSE_ALLOWED, Yardstick, lse_distance
 from attncc.explain.work import Shape, kept_pairs
 from attncc.interp.data import make_inputs
-from attncc.interp.reference import reference
-from attncc.interp.run_attention import run_attention
 from attncc.ir.attention import Attention
 from attncc.runtime.kernel import Kernel
 
-SLACK = 1e-5
-"""An error of twice the eager computation's, plus this, is allowed."""
 POISON = float("nan")
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One run: the shapes of q, k and v, seconds of a call, flops over the kept pairs, the largest error, and what is allowed.
+    """One run: the shapes of q, k and v, seconds of a call, flops over the kept pairs, the error of the element nearest to what it is
+    allowed, and that (accuracy.Yardstick).
 
     `lse_error` is the largest error of the log-sum-exp relative to 1 + |lse| (0 without one), `bad` says in words what is wrong beyond size (a NaN,
     a missing infinity), None for nothing.
@@ -38,14 +36,6 @@ class CheckResult:
     @property
     def ok(self) -> bool:
         return self.bad is None and self.error <= self.allowed and self.lse_error <= LSE_ALLOWED
-
-
-LSE_ALLOWED = 2.0**-9
-"""Of 1 + |lse|. An error d_j of the scores moves the log-sum-exp by sum p_j d_j, with p_j the weights. The least exact function of a
-kernel is the hardware's tanh, relative error 2**-11 (device/arith.py), so |d_j| <= 2**-11 |s_j| for a score cap * tanh(s / cap). As the
-entropy of the weights is lse - sum p_j s_j, between 0 and log n, sum p_j |s_j| is |lse| + log n at most where scores are of one sign:
-2**-11 (|lse| + log n), which for the n <= 257 keys of `attncc verify` is below 6 * 2**-11 (1 + |lse|). 4 * 2**-11 is asked. Without a
-tanh the error is that of a float32 sum of dim_qk products, dim_qk * 2**-24 * scale * |q| |k|, below 2**-11 too."""
 
 
 def measure(kernel: Kernel, shape: Shape, seed: int = 0, device: str = "cpu", strided: bool = False, steep: bool = False) -> CheckResult:
@@ -86,9 +76,8 @@ def compare(kernel: Kernel, q, k, v, inputs: dict) -> CheckResult:
     seconds = time.perf_counter() - start
     got, lse = found if has_lse else (found, None)
     again = kernel(q, k, v, **inputs)
-    wanted, wanted_lse = reference(a, q, k, v, inputs)
-    eager, _ = run_attention(a, q, k, v, inputs)
-    allowed = 2 * distance(eager, wanted) + SLACK
+    yardstick = Yardstick(a, q, k, v, inputs)
+    error, allowed = yardstick.worst(got)
     lse_error, bad = 0.0, None
     if not bool(torch.isfinite(got).all()):
         bad = "the output holds NaN or infinity, or was not written everywhere"
@@ -97,10 +86,8 @@ def compare(kernel: Kernel, q, k, v, inputs: dict) -> CheckResult:
     elif not bool(torch.isnan(buffer[[0, -1]]).all()):
         bad = "something was written before or after the output"
     elif lse is not None:
-        lse_error, bad = lse_distance(lse, wanted_lse)
-    return CheckResult(
-        (tuple(q.shape), tuple(k.shape), tuple(v.shape)), seconds, 0, distance(got, wanted), allowed, lse_error, bad
-    )
+        lse_error, bad = lse_distance(lse, yardstick.lse)
+    return CheckResult((tuple(q.shape), tuple(k.shape), tuple(v.shape)), seconds, 0, error, allowed, lse_error, bad)
 
 
 def measure_written(kernel: Kernel, shape: Shape, seed: int = 0, whole: bool = True) -> tuple[CheckResult, int]:
@@ -113,32 +100,17 @@ def measure_written(kernel: Kernel, shape: Shape, seed: int = 0, whole: bool = T
     found = kernel(q, k, v, return_lse=kernel.has_lse, out=out, **inputs)
     seconds = time.perf_counter() - start
     written = ~torch.isnan(out.float()).all(-1)
-    (wanted, wanted_lse), eager = reference(a, q, k, v, inputs), run_attention(a, q, k, v, inputs)[0]
+    yardstick = Yardstick(a, q, k, v, inputs)
     rows, bad, lse_error = int(written.sum()), None, 0.0
     if kernel.has_lse:
         rows_of_lse = written.transpose(1, 2)
-        lse_error, bad = lse_distance(found[1][rows_of_lse], wanted_lse[rows_of_lse])
+        lse_error, bad = lse_distance(found[1][rows_of_lse], yardstick.lse[rows_of_lse])
     if whole and rows < written.numel() or not rows and written.numel():
         bad = f"{rows} of {written.numel()} rows were written"
     elif bool(torch.isnan(out[written].float()).any()):
         bad = "the output holds NaN"
     shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
-    error = distance(out[written], wanted[written])
-    return CheckResult(shapes, seconds, 0, error, 2 * distance(eager, wanted) + SLACK, lse_error, bad), rows
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The largest absolute difference; 0 for empty tensors."""
-    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
-
-
-def lse_distance(lse: torch.Tensor, wanted: torch.Tensor) -> tuple[float, str | None]:
-    """The largest difference d where both are finite, as d / (1 + |lse|), and what is wrong when the infinities are not in the same places."""
-    empty = torch.isneginf(wanted)
-    if not torch.equal(torch.isneginf(lse), empty) or bool(torch.isnan(lse).any()):
-        return 0.0, "the log-sum-exp is not -inf exactly for the rows without a key"
-    off = (lse.double() - wanted.double())[~empty].abs() / (1.0 + wanted[~empty].abs())
-    return (float(off.max()) if off.numel() else 0.0), None
+    return CheckResult(shapes, seconds, 0, *yardstick.worst(out, written), lse_error, bad), rows
 
 
 def time_kernel(kernel: Kernel, shape: Shape, seed: int = 0) -> CheckResult:

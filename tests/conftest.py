@@ -1,9 +1,18 @@
-"""What every test needs: a cache of its own, so that no test sees kernels that another run left behind, and one thread for
-torch where several processes share the machine."""
+"""What every test needs: a cache of its own, so that no test sees kernels that another run left behind, the same random numbers in every
+run, and one thread for torch where several processes share the machine."""
 
 import os
+import sys
+from zlib import crc32
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers(request):
+    """Numbers that a test draws without a generator of its own are those of its name, in every run."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 import torch
 
+from attncc.accuracy import distance
 from attncc.bench.peers import PEERS, Call, Cannot, Packed, call_for
 from attncc.bench.timing import interleaved
 from attncc.diagnostics import AttnError, fail
@@ -16,7 +17,7 @@ from attncc.explain.work import Shape, kept_pairs
 from attncc.interp.data import make_inputs
 from attncc.ir.attention import Attention
 from attncc.ir.expr import walk
-from attncc.measure import distance, flops_of
+from attncc.measure import flops_of
 from attncc.runtime.kernel import Kernel
 
 

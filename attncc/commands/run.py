@@ -74,7 +74,8 @@ def _emulate(kernel, shape, seed: int, blocks: int | None, trace: str | None) ->
     """Runs the device code in the emulator, `blocks` thread blocks of it: its findings, and the error of the rows that were written.
     Exit status 1 for either."""
     from attncc.emulator.findings import summary
-    from attncc.measure import LSE_ALLOWED, measure_written
+    from attncc.accuracy import LSE_ALLOWED
+    from attncc.measure import measure_written
     from attncc.runtime.emulated import emulate_calls
 
     _affordable(kernel.attention, shape)

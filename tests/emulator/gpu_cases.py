@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 import attncc
+from attncc.accuracy import distance
 from attncc.interp.inputs import TORCH_TYPES
 from attncc.interp.reference import reference
-from attncc.measure import distance
 
 TARGETS = ("hopper", "ampere")
 CHIPS = {"hopper": "sm_90a", "ampere": "sm_90a"}

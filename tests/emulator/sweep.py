@@ -19,10 +19,8 @@ from pathlib import Path
 import torch
 
 import attncc
+from attncc.accuracy import LSE_ALLOWED, Yardstick, lse_distance
 from attncc.interp.data import make_inputs
-from attncc.interp.reference import reference
-from attncc.interp.run_attention import run_attention
-from attncc.measure import LSE_ALLOWED, SLACK, distance, lse_distance
 from attncc.runtime.emulated import emulate_calls
 from tests.examples.small import EXAMPLES, SMALL, parameters
 
@@ -54,10 +52,9 @@ def examine(path: Path, target: str, seeds: int, first: int = 0) -> dict:
     q, k, v, inputs = make_inputs(a, 1, SEQ_Q, SEQ_KV, first)
     out = torch.full((1, SEQ_Q, a.heads_q, a.dim_v), torch.nan, dtype=q.dtype)
     found = kernel(q, k, v, out=out, return_lse=kernel.has_lse, **inputs)
-    wanted, wanted_lse = reference(a, q, k, v, inputs)
-    eager, _ = run_attention(a, q, k, v, inputs)
-    error, allowed = distance(out, wanted), 2 * distance(eager, wanted) + SLACK
-    lse_error, bad = lse_distance(found[1], wanted_lse) if kernel.has_lse else (0.0, None)
+    yardstick = Yardstick(a, q, k, v, inputs)
+    error, allowed = yardstick.worst(out)
+    lse_error, bad = lse_distance(found[1], yardstick.lse) if kernel.has_lse else (0.0, None)
     if not error <= allowed or lse_error > LSE_ALLOWED:
         bad = f"error {error}, of the LSE {lse_error}"
     if not all(r.deterministic for r in results):

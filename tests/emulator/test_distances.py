@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import attncc
+from attncc.accuracy import SLACK, distance
 from attncc.interp.reference import reference
 from attncc.interp.run_attention import run_attention
-from attncc.measure import SLACK, distance
 from attncc.runtime.emulated import emulate_calls
 from tests.rotation import turn
 

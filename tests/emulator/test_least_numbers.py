@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import attncc
+from attncc.accuracy import LSE_ALLOWED, distance, lse_distance
 from attncc.interp.reference import reference
 from attncc.ir.expr import const, select, var
-from attncc.measure import LSE_ALLOWED, distance, lse_distance
 from attncc.passes.schedule.drop_guards import is_finite
 from attncc.runtime.emulated import emulate_calls
 from tests.rotation import turn

@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 
+from attncc.accuracy import LSE_ALLOWED, SLACK, distance, lse_distance
 from attncc.entry import lower
 from attncc.interp.data import make_inputs
 from attncc.interp.reference import reference
 from attncc.interp.run_attention import run_attention
 from attncc.lower import load
-from attncc.measure import LSE_ALLOWED, SLACK, distance, lse_distance
 from attncc.runtime.emulated import compile_to_emulate, emulate_calls
 from attncc.runtime.kernel import Kernel
 from attncc.targets import get_target

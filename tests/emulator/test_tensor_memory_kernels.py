@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import attncc
+from attncc.accuracy import SLACK, distance
 from attncc.interp.data import make_inputs
 from attncc.interp.reference import reference
 from attncc.interp.run_attention import run_attention
-from attncc.measure import SLACK, distance
 from attncc.runtime.emulated import emulate_calls
 
 SEEDS = 8
