@@ -11,13 +11,14 @@ tiles takes no maximum, exchanges nothing between threads, and multiplies neithe
 an iteration in place of 357. What has to be looked for is a later score so far above m that its weight is too large. The sum of a
 thread's weights in the tile tells: it is at most `limit`, or it is infinite or NaN, or the row is to get a new m in any case. Then the warp
 computes the tile again, by products of its own from the copies of Q and K, which are kept that long, and does what every tile did
-before: maximum, correction, O and the sum multiplied. Rows of scores that grow by dozens from tile to tile take longer. Rows without any key so
+before: maximum, correction, O and the sum multiplied; its new sums go where the old ones were. Rows of scores that grow by dozens from tile to tile take longer. Rows without any key so
 far are among those that are computed again.
 
 `limit`: of bf16 weights, which have float32's range, 2**30: with 2**20 keys and values up to 2**70 sums stay finite (bound_scores counts alike). An
 fp16 weight must stay below 2**15. A weight below m never was a weight that mattered: m is the score of a key of the row.
 The row's largest weight is no longer 1 but rounded to the operands' type, while the sum is of weights before that, as with lazy rescaling:
-where one key has nearly all of the weight the output may be a unit in the last place of bf16 beside its value.
+where one key has nearly all of the weight the output may be a unit in the last place of bf16 beside its value. In all, rows are as exact as the
+eager computation's, while with a maximum for every tile they are more exact (docs/performance-log.md).
 
 Asks for: warp_products, a loop without masks, plain softmax. Without this pass every tile takes maxima.
 """
