@@ -49,7 +49,7 @@ def test_the_eager_error_may_be_a_lucky_one():
 
 def test_what_no_rounding_makes_is_wrong():
     """A hundredth more than the bound where it is largest; a twentieth of a row's weight given to another key."""
-    a, (q, k, v, _), found = yardstick(spread=200.0, signs=True)
+    _, (_, _, v, _), found = yardstick(spread=200.0, signs=True)
     wrong, largest = found.out.clone(), found.allowed.max()
     wrong[found.allowed == largest] += largest * 1.01
     error, allowed = found.worst(wrong)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from attncc.commands.common import make_kernel, output_file, seed_option, shape_option, spec_options, step, target_option
+from attncc.commands.common import (
+    make_kernel,
+    output_file,
+    seed_option,
+    shape_option,
+    spec_options,
+    step,
+    target_option,
+)
 from attncc.diagnostics import fail
 
 MAX_SCORES = 2**28
@@ -73,8 +81,8 @@ def command(file, parameters, attention, target, shape, seed, emulate, blocks, t
 def _emulate(kernel, shape, seed: int, blocks: int | None, trace: str | None) -> int:
     """Runs the device code in the emulator, `blocks` thread blocks of it: its findings, and the error of the rows that were written.
     Exit status 1 for either."""
-    from attncc.emulator.findings import summary
     from attncc.accuracy import LSE_ALLOWED
+    from attncc.emulator.findings import summary
     from attncc.measure import measure_written
     from attncc.runtime.emulated import emulate_calls
 

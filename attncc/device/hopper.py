@@ -245,9 +245,9 @@ def multiply_by_warp(result, a, group, b, stage):
 
 
 def _shape_of(tile) -> tuple[int, int, int]:
-    """Rows, columns and the bytes from copy to copy of tiles in shared memory."""
-    rows, cols, copies = (cute.size(tile, mode=[i]) for i in range(3))
-    return rows, cols, cute.cosize(tile.layout) // copies * tile.element_type.width // 8
+    """Rows, columns and the bytes from copy to copy of tiles in shared memory (which may lie further apart than they are long)."""
+    rows, cols = (cute.size(tile, mode=[i]) for i in range(2))
+    return rows, cols, tile.layout.stride[2] * tile.element_type.width // 8
 
 
 def barrier_sync(number, threads: int):

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from attncc.diagnostics import Span
-from attncc.ir.expr import FLOAT, INT, BOOL, TRUE, Expr
+from attncc.ir.expr import BOOL, FLOAT, INT, TRUE, Expr
 
 INDEX_VARIABLES = ("b", "h", "hkv", "q_idx", "kv_idx")
 SIZE_VARIABLES = ("batch", "seq_q", "seq_kv", "off")

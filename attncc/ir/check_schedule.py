@@ -220,9 +220,12 @@ def _repairs(role: l3.Role) -> Iterator[str]:
                     yield f"role {role.name}: {type(o).__name__} in the repair of {op.sums}, which single warps do"
         elif isinstance(op, l3.SoftmaxStep) and (op.keeps and op.sums is None or op.first and op.sums is not None):
             yield f"role {role.name}: a softmax step that {'begins rows' if op.first else 'keeps maxima'} with sums {op.sums or 'nowhere'}"
-        elif isinstance(op, l3.SoftmaxStep) and op.keeps:
-            if not any(isinstance(o, l3.Repair) and o.sums == op.sums for o in operations(role.body)):
-                yield f"role {role.name}: nothing repairs the rows of {op.sums}"
+        elif isinstance(op, l3.SoftmaxStep) and op.keeps and not _repaired(op.sums, role):
+            yield f"role {role.name}: nothing repairs the rows of {op.sums}"
+
+
+def _repaired(sums: str, role: l3.Role) -> bool:
+    return any(isinstance(o, l3.Repair) and o.sums == sums for o in operations(role.body))
 
 
 def _plain(name: str) -> bool:

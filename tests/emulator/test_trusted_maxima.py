@@ -13,6 +13,7 @@ CASES = {
     "plain": ("dim 64\ndtype bf16", ""),
     "fp16": ("dim 96\ndtype f16", ""),
     "uneven": ("dim qk = 72, v = 40\ndtype bf16", "score s * 0.7 + 0.01 * float(kv_idx - q_idx)"),
+    "wider values": ("dim qk = 40, v = 72\ndtype bf16", ""),
     "gates": ("dim 64\ndtype bf16", "tensor gates: f32[batch, heads_q, seq_kv] in -16.0..0.0\nbias forgetting_gate(gates)"),
     "distances": ("dim 64\ndtype bf16", "tensor table: f32[heads_q, 17]\nbias relative_table(table, 8)"),
     "pairs": ("dim 64\ndtype bf16", "tensor pair: f16[heads_q, seq_q, seq_kv]\nbias pair[h, q_idx, kv_idx]"),

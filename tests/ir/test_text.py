@@ -3,7 +3,8 @@
 import math
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attncc.diagnostics import AttnError
 from attncc.ir.attention import Attention, Reduction, ScalarDecl, TargetHint, TensorDecl

@@ -16,8 +16,7 @@ from attncc.ir.algebra import Algebra, Facts
 from attncc.ir.check_tile import check_tile
 from attncc.ir.expr import const
 from attncc.ir.intervals import Intervals
-from attncc.ir.text import format_program, parse_program
-from attncc.ir.text import parse_expr
+from attncc.ir.text import format_program, parse_expr, parse_program
 from attncc.lower.attention_to_tile import lower_attention_to_tile
 from attncc.passes.attention.simplify import simplify
 from attncc.passes.tile.list_tiles import with_table
