@@ -201,7 +201,7 @@ def exceed(sums, limit: float):
     fine = sums[0] <= Float32(limit)
     for r in range(1, cute.size(sums)):
         fine = fine & (sums[r] <= Float32(limit))
-    return cute.arch.vote_any_sync(fine == False)
+    return cute.arch.vote_any_sync(fine == False)  # not `not`: a value of the device
 
 
 def add(target, source):
