@@ -15,6 +15,7 @@ LAYERS = (
     ("attncc.passes",),
     ("attncc.pipeline", "attncc.stages"),
     ("attncc.interp",),
+    ("attncc.accuracy",),
     ("attncc.explain",),
     ("attncc.draw",),
     ("attncc.emit",),
@@ -37,7 +38,7 @@ HEAVY = ("torch", "cutlass", "tvm_ffi", "cuda")
 HEAVY_ALLOWED = (
     "attncc.explain",
     "attncc.draw",
-    "attncc.interp", "attncc.device", "attncc.runtime", "attncc.emulator", "attncc.driver", "attncc.entry", "attncc.fuzz", "attncc.bench", "attncc.measure", "attncc.tune",
+    "attncc.interp", "attncc.accuracy", "attncc.device", "attncc.runtime", "attncc.emulator", "attncc.driver", "attncc.entry", "attncc.fuzz", "attncc.bench", "attncc.measure", "attncc.tune",
     "attncc.commands",
 )  # fmt: skip
 CHIPS = re.compile(r"sm_?\d{2,3}a?\b|hopper|ampere|blackwell|\bada\b|wgmma|tcgen05|\b(?:h|a|b)[1-9]00\b", re.IGNORECASE)
