@@ -2,7 +2,7 @@
 
 An element of the output may be off by twice the largest error of the eager computation in the same type, plus 1e-5. That error is one number
 for a tensor, and a small tensor may have drawn a lucky one: of 150 draws of 140 queries and 300 keys a computation as good as the eager one, with
-the same median error, was beyond in 2 (docs/performance-log.md, lazy maxima). So an element of a softmax beyond it is judged by itself:
+the same median error, was beyond in 2 (docs/performance-log.md, errors of kept maxima). So an element of a softmax beyond it is judged by itself:
 it is right within what rounding every weight once and the result once to that type can make,
 
     max |weight' / weight - 1| * sum p |v|  +  half a unit in the last place of the result,

@@ -6,16 +6,7 @@ import json
 
 import click
 
-from attncc.commands.common import (
-    make_kernel,
-    output_file,
-    parse_parameters,
-    seed_option,
-    shape_option,
-    spec_choices,
-    step,
-    write,
-)
+from attncc.commands.common import make_kernel, output_file, parse_parameters, seed_option, shape_option, spec_choices, step, write
 from attncc.diagnostics import did_you_mean, fail
 
 

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import click
 
-from attncc.commands.common import (
-    make_kernel,
-    output_file,
-    seed_option,
-    shape_option,
-    spec_options,
-    step,
-    target_option,
-)
+from attncc.commands.common import make_kernel, output_file, seed_option, shape_option, spec_options, step, target_option
 from attncc.diagnostics import fail
 
 MAX_SCORES = 2**28

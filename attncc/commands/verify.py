@@ -35,9 +35,9 @@ def command(paths, targets, output, page, count, runners, timeout, quick, compil
     """Compile the specs at PATHS (files or directories) for every target, run them on the GPU with poisoned outputs, ragged
     lengths and groups of 1, 4 and 7 heads, and compare with the float64 reference.
 
-    A result may be off by twice the error of the eager computation in the same type, plus 1e-5, and single elements by what one rounding
-    of each weight and of the result makes. Every kernel is compiled and run in
-    a process of its own pool: one that crashes or hangs is reported and the rest goes on. Exit status 1 when one is not right.
+    A result may be off by twice the error of the eager computation in the same type, plus 1e-5, and single elements by what one
+    rounding of each weight and of the result makes. Every kernel is compiled and run in a process of its own pool: one that crashes
+    or hangs is reported and the rest goes on. Exit status 1 when one is not right.
     """
     from attncc.verify.jobs import jobs, spec_files
     from attncc.verify.table import counts, lines, markdown, outcome

@@ -23,15 +23,7 @@ from attncc.emit.masks import view_mask
 from attncc.emit.own_rows import score_by_distance, score_by_rows
 from attncc.emit.pairs import QK, split_scaled
 from attncc.emit.tables import tables_of
-from attncc.emit.tensor_memory import (
-    copy_steps,
-    issues_products,
-    link_view,
-    owned_cells,
-    phases_of,
-    role_macro,
-    tensor_view,
-)
+from attncc.emit.tensor_memory import copy_steps, issues_products, link_view, owned_cells, phases_of, role_macro, tensor_view
 from attncc.emit.view import (
     BYTES,
     DSL_TYPES,

@@ -6,31 +6,9 @@ from attncc.ir.attention import SIZE_VARIABLES
 from attncc.ir.check_expr import IllegalProgram, expression_problems
 from attncc.ir.expr import BOOL, FLOAT, INT, Expr, variables, walk
 from attncc.ir.tile import (
-    COLUMN_FIRST,
-    COLUMN_STEP,
-    ELEMENT,
-    FULL,
-    PARTIAL,
-    REGISTER,
-    SHARED,
-    SPACES,
-    TILE_COUNT,
-    TILE_LIST,
-    ColLet,
-    Finalize,
-    Let,
-    Load,
-    Mask,
-    Matmul,
-    Op,
-    RowLet,
-    Score,
-    Softmax,
-    Store,
-    TileProgram,
-    TileSummary,
-    Weights,
-    extent_name,
+    COLUMN_FIRST, COLUMN_STEP, ELEMENT, FULL, PARTIAL, REGISTER, SHARED, SPACES, TILE_COUNT, TILE_LIST, ColLet, Finalize, Let, Load, Mask, Matmul, Op, RowLet,
+    Score, Softmax,
+    Store, TileProgram, TileSummary, Weights, extent_name,
 )  # fmt: skip
 
 _COLUMN = {"kv_idx": INT, COLUMN_FIRST: INT, COLUMN_STEP: INT}

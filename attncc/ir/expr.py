@@ -20,8 +20,8 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 INT, FLOAT, BOOL = "int", "float", "bool"
 TYPES = (INT, FLOAT, BOOL)
@@ -100,7 +100,7 @@ COMMUTATIVE = frozenset({"and", "or", "eq", "ne", "bitor", "bitxor", "bitand", "
 class Expr:
     """An interned expression node. Build it with `const`, `var`, `load` and `apply`, never directly."""
 
-    __slots__ = ("__weakref__", "args", "op", "type", "value")
+    __slots__ = ("op", "args", "value", "type", "__weakref__")
     _table: weakref.WeakValueDictionary[tuple, Expr] = weakref.WeakValueDictionary()
 
     op: str

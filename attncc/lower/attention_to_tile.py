@@ -7,21 +7,7 @@ import math
 from attncc.ir.attention import Attention
 from attncc.ir.expr import TRUE, apply, var
 from attncc.ir.tile import (
-    GLOBAL,
-    LSE,
-    PARTIAL,
-    Finalize,
-    Load,
-    Mask,
-    Matmul,
-    Op,
-    Score,
-    Segment,
-    Softmax,
-    Store,
-    TileProgram,
-    Value,
-    Weights,
+    GLOBAL, LSE, PARTIAL, Finalize, Load, Mask, Matmul, Op, Score, Segment, Softmax, Store, TileProgram, Value, Weights,
 )  # fmt: skip
 
 LOG2_E = 1.0 / math.log(2.0)

@@ -13,6 +13,7 @@ from attncc.lower.session import Session
 from attncc.lower.values import AlreadyReported, Broken, Scope, Value
 from attncc.syntax import tree
 
+
 KEYWORDS = ("target", "attention")
 """Arguments of attncc.compile, which takes parameters by keyword beside them."""
 

@@ -12,23 +12,8 @@ from dataclasses import dataclass
 from attncc.ir.attention import Attention
 from attncc.ir.expr import TRUE, ZERO, Expr, add, apply, const, floordiv, minimum, mul, sub, var
 from attncc.ir.schedule import (
-    Barrier,
-    Buffer,
-    Channel,
-    Commit,
-    Convert,
-    Copy,
-    CopyWait,
-    Fill,
-    For,
-    If,
-    Mma,
-    Release,
-    Rescale,
-    Role,
-    Schedule,
-    SoftmaxStep,
-    Sync,
+    Barrier, Buffer, Channel, Commit, Convert, Copy, CopyWait, Fill, For, If, Mma, Release, Rescale, Role, Schedule,
+    SoftmaxStep, Sync,
 )  # fmt: skip
 from attncc.ir.tile import ColLet, Finalize, Let, Mask, RowLet, Score, Store, Weights
 

@@ -24,9 +24,9 @@ from attncc.ir.schedule import (
     Schedule,
     SetRegisters,
     SoftmaxStep,
-    StoreWait,
     Sync,
     Wait,
+    StoreWait,
 )  # fmt: skip
 from attncc.ir.tile import Finalize, Let, Mask, Score, Store, Weights
 

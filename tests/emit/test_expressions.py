@@ -98,9 +98,9 @@ def random_int(rng: random.Random, depth: int) -> Expr:
             [var(rng.choice(INTS)), const(rng.choice([0, 1, -1, 2, 3, 7, -5, 8, 64, 1000, 2**31 - 1, -(2**31)]))]
         )
     op = rng.choice(
-        ["add", "sub", "mul", "floordiv", "mod", "neg", "bitnot", "bitand", "bitor", "bitxor", "shl", "shr", "min", "max", "abs", "select", "to_int", "load"]
+        "add sub mul floordiv mod neg bitnot bitand bitor bitxor shl shr min max abs select to_int load".split()
     )
-    sub = lambda: random_int(rng, depth - 1)
+    sub = lambda: random_int(rng, depth - 1)  # noqa: E731
     if op in ("floordiv", "mod"):
         dynamic = apply("add", apply("bitand", sub(), 15), 1)
         divisor = rng.choice([const(rng.choice([1, 2, 3, 7, 8, 64, 100, -1, -3, -8])), dynamic, apply("neg", dynamic)])
@@ -120,9 +120,9 @@ def random_float(rng: random.Random, depth: int) -> Expr:
     """Values stay moderate: every operator's result is squashed or an average."""
     if depth == 0:
         return rng.choice([var(rng.choice(FLOATS), FLOAT), const(rng.choice([0.0, 1.0, -2.5, 0.125, 3.0]))])
-    op = rng.choice(["mean", "sub", "mul", "div", "min", "max", "abs", "neg", "select", "to_float", "pow", "log", "sqrt", "load"] + list(SMOOTH))
-    sub = lambda: random_float(rng, depth - 1)
-    small = lambda: apply("min", apply("max", sub(), -8.0), 8.0)
+    op = rng.choice("mean sub mul div min max abs neg select to_float pow log sqrt load".split() + list(SMOOTH))
+    sub = lambda: random_float(rng, depth - 1)  # noqa: E731
+    small = lambda: apply("min", apply("max", sub(), -8.0), 8.0)  # noqa: E731
     if op == "mean":
         return apply("mul", apply("add", sub(), sub()), 0.5)
     if op == "mul":
@@ -151,7 +151,7 @@ def random_float(rng: random.Random, depth: int) -> Expr:
 def random_bool(rng: random.Random, depth: int) -> Expr:
     if depth == 0:
         return rng.choice([apply("le", var("kv_idx"), var("q_idx")), const(rng.random() < 0.5)])
-    op = rng.choice(["and", "or", "not", "eq", "ne", "lt", "le", "gt", "ge", "boolean", "load"])
+    op = rng.choice("and or not eq ne lt le gt ge boolean load".split())
     if op in ("and", "or"):
         return apply(op, random_bool(rng, depth - 1), random_bool(rng, depth - 1))
     if op == "not":
