@@ -133,7 +133,7 @@ CHECKS: dict[str, Callable] = {
 
 
 def run_passes(program, passes: tuple[Callable, ...], check: Callable, target=None, observe: Callable | None = None):
-    """`program` after all `passes`, with `check` run on it before the first and after each.
+    """`program` after all `passes`, with `check` run on it before the first and after each that changed something.
 
     A pass with two parameters is given `target` as well. `observe(pass_name, before, after)` is called after each pass.
     """
@@ -141,7 +141,8 @@ def run_passes(program, passes: tuple[Callable, ...], check: Callable, target=No
     for one in passes:
         before = program
         program = one(program, target) if takes_target(one) else one(program)
-        check(program)
+        if program != before:
+            check(program)
         if observe is not None:
             observe(one.__name__, before, program)
     return program

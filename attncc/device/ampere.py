@@ -407,7 +407,7 @@ def _multiply(result, load_left, load_right, depth: int, accumulate: bool, dtype
     """All products of a tile in steps of 16 deep, 16 columns; fragments are loaded `ahead` steps before their use."""
     columns = cute.size(result, mode=[2]) // 2
     steps = [(k, n) for k in range(depth) for n in range(columns)]
-    lefts, rights = {}, {}
+    lefts, rights, sums = {}, {}, {}
     for s in range(len(steps) + ahead):
         if s < len(steps):
             k, n = steps[s]
@@ -416,14 +416,30 @@ def _multiply(result, load_left, load_right, depth: int, accumulate: bool, dtype
             rights[s] = load_right(k, n)
         if s >= ahead:
             k, n = steps[s - ahead]
-            _multiply_step(result, lefts[k], rights.pop(s - ahead), n, accumulate or k > 0, dtype)
+            if k == 0:
+                sums[n] = _sums(result, n, accumulate)
+            sums[n] = _multiply_step(sums[n], lefts[k], rights.pop(s - ahead), dtype)
+            if k == depth - 1:
+                _keep_sums(result, n, sums.pop(n))
 
 
-def _multiply_step(result, left, right, n: int, accumulate: bool, dtype):
-    for m, fragment in enumerate(left):
+def _places(result, n: int):
+    """Where the sums of 16 columns lie: (block of rows, half of the columns) and the coordinates of its four."""
+    for m in range(cute.size(result, mode=[1])):
         for half in range(2):
-            place = [((i % 2, i // 2), m, 2 * n + half) for i in range(4)]
-            before = [result[p] if accumulate else Float32(0.0) for p in place]
-            after = mma(before, fragment, right[2 * half : 2 * half + 2], dtype)
-            for p, value in zip(place, after):
-                result[p] = value
+            yield (m, half), [((i % 2, i // 2), m, 2 * n + half) for i in range(4)]
+
+
+def _sums(result, n: int, accumulate: bool):
+    """The sums of 16 columns as values. Kept so between steps, because writing and reading a tensor's elements takes as long to compile as the products."""
+    return {at: [result[p] if accumulate else Float32(0.0) for p in places] for at, places in _places(result, n)}
+
+
+def _keep_sums(result, n: int, sums):
+    for at, places in _places(result, n):
+        for p, value in zip(places, sums[at]):
+            result[p] = value
+
+
+def _multiply_step(sums, left, right, dtype):
+    return {(m, half): mma(sums[m, half], left[m], right[2 * half : 2 * half + 2], dtype) for m, half in sums}

@@ -25,9 +25,10 @@ MOST_STEPS = 256
 
 def walk_problems(schedule: l3.Schedule, samples: tuple[tuple[int, int], ...]) -> Iterator[str]:
     """What the walks found, one sentence each."""
+    fetches = {role.name: fetched_names(role.body) for role in schedule.roles}
     for seq_q, seq_kv in samples:
         for q_tile in {0, (seq_q - 1) // schedule.tile_m}:
-            walks = {role.name: _Walk(schedule, role, seq_q, seq_kv, q_tile) for role in schedule.roles}
+            walks = {role.name: _Walk(schedule, role, fetches[role.name], seq_q, seq_kv, q_tile) for role in schedule.roles}
             for walk in walks.values():
                 yield from walk.problems
             yield from _balance(schedule, walks)
@@ -58,8 +59,8 @@ def _element(tensor: str, index: tuple) -> int:
 class _Walk:
     """One role's way on one sample."""
 
-    def __init__(self, schedule: l3.Schedule, role: l3.Role, seq_q: int, seq_kv: int, q_tile: int):
-        self.schedule, self.role = schedule, role
+    def __init__(self, schedule: l3.Schedule, role: l3.Role, fetches: frozenset[str], seq_q: int, seq_kv: int, q_tile: int):
+        self.schedule, self.role, self.fetches = schedule, role, fetches
         self.channels = {c.name: c for c in schedule.channels}
         self.buffers = {b.name: b for b in schedule.buffers}
         self.part = 0
@@ -68,7 +69,6 @@ class _Walk:
         self.open: dict[str, bool] = {}
         self.products: list[l3.Mma] = []
         self.known: set[str] = set()
-        self.fetches = fetched_names(role.body)
         self.fetched: dict[str, tuple] = {}
         self.problems: list[str] = []
         env = {"batch": 1, "seq_q": seq_q, "seq_kv": seq_kv, "off": seq_kv - seq_q, "b": 0, "h": 0, "q_tile": q_tile, "group": 0}
