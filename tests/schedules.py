@@ -15,6 +15,7 @@ from attncc.lower.attention_to_tile import lower_attention_to_tile
 from attncc.lower.tile_to_schedule import lower_tile_to_schedule
 from attncc.passes.schedule.pair_blocks import in_pairs
 from attncc.targets import TARGETS, Target
+from attncc.targets.target import STEADY
 from attncc.targets.tiles import choose_tiles
 
 HEAD = "heads q = 2, kv = 1\n    dim 32\n    dtype bf16\n"
@@ -23,6 +24,7 @@ TEXTS = {
     "causal": "attention causal { " + HEAD + " mask kv_idx <= q_idx + off }",
     "wide": "attention wide { " + HEAD.replace("32", "256") + " mask kv_idx <= q_idx + off }",
     "narrow": "attention narrow { " + HEAD.replace("32", "64") + " mask kv_idx <= q_idx + off }",
+    "even": "attention even { " + HEAD.replace("32", "64") + " }",
     "window": "attention window { " + HEAD + " mask kv_idx <= q_idx + off and kv_idx > q_idx + off - 150 }",
     "band": "attention band { " + HEAD + " mask kv_idx <= q_idx + off + 20 and kv_idx > q_idx + off - 250 }",
     "pairs": "attention pairs { " + HEAD + " tensor pair: bf16[heads_q, seq_q, seq_kv]\n bias pair[h, q_idx, kv_idx]\n mask kv_idx <= q_idx + off }",
@@ -89,9 +91,13 @@ def paired(name: str, sms: int | None = None, tile_m: int = 128, shared: int | N
 
 
 def smaller(target: Target, sms: int | None = None, shared: int | None = None) -> Target:
-    """`target` of a GPU with that many multiprocessors and that much shared memory; as it is where None."""
-    rates = target.rates if sms is None else dataclasses.replace(target.rates, sms=sms)
-    return dataclasses.replace(target, rates=rates, shared_limit=shared or target.shared_limit)
+    """`target` of a GPU with that many multiprocessors, whose blocks work on several tiles wherever costs are steady, and that much shared
+    memory; as it is where None."""
+    target = dataclasses.replace(target, shared_limit=shared or target.shared_limit)
+    if sms is None:
+        return target
+    manners = tuple(dataclasses.replace(m, several=STEADY) for m in target.manners)
+    return dataclasses.replace(target, rates=dataclasses.replace(target.rates, sms=sms), manners=manners)
 
 
 def change(s: l3.Schedule, role: str, rule) -> l3.Schedule:

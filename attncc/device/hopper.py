@@ -204,10 +204,10 @@ def register_operand(mma, dtype, depth: int):
     return cute.make_rmem_tensor(mma.partition_shape_A((ROWS, depth)), dtype)
 
 
-def first_operand(mma, tile, group):
-    """The descriptors of group `group`'s rows of a shared first operand."""
+def first_operand(mma, tile):
+    """The descriptors of every copy of a shared first operand (64 rows x depth)."""
     part = mma.get_slice(0)
-    return part.make_fragment_A(part.partition_A(tile))[None, None, None, group]
+    return part.make_fragment_A(part.partition_A(tile))
 
 
 def second_operand(mma, tile, transposed: bool):
@@ -232,14 +232,14 @@ def multiply(mma, result, a, b, accumulate: bool, pending: int):
         warpgroup.wait_group(pending)
 
 
-def multiply_by_warp(result, a, group, b, stage):
-    """result := a . b^T by one warp alone: its 16 of group `group`'s rows of `a` (copies of rows x depth) by stage `stage` of `b`
+def multiply_by_warp(result, a, copy, b, stage):
+    """result := a . b^T by one warp alone: its 16 of the rows of copy `copy` of `a` (copies of rows x depth) by stage `stage` of `b`
     (copies of cols x depth), both swizzled as `tile_layout` has them. mma.sync's fragments of 16 rows are what each warp holds of a WGMMA's result."""
     left, right = (mma_sync.Tile(Int32(t.iterator.toint()), *_shape_of(t)) for t in (a, b))
     rows = cute.make_tensor(result.iterator, cute.make_layout(((2, 2), 1, right.rows // 8), stride=((1, 2), 0, 4)))
     thread = mma_sync.thread_index()
     first = (thread // WARP) % GROUP_WARPS * (WARP_ROWS * left.row_bytes)
-    left = dataclasses.replace(left, address=left.address + group * left.stride + first)
+    left = dataclasses.replace(left, address=left.address + copy * left.stride + first)
     lanes = mma_sync.rows_of_lanes(left, thread), mma_sync.columns_of_lanes(right, thread)
     mma_sync.multiply_shared(rows, left, lanes[0], 0, right, lanes[1], stage * right.stride, False, a.element_type, ahead=1)
 

@@ -400,15 +400,22 @@ class Flattener:
         return "grow_registers" if op.grow else "shrink_registers", {}
 
     def view_mma(self, op):
-        """`a_ring` and `ring` are the channels that fill the operands a and b; `pending` < 0 waits for nothing."""
+        """`a_ring` and `ring` are the channels that fill the operands a and b, `a_copy` is which of a shared a's copies the group reads; `pending` < 0
+        waits for nothing."""
         fields = {
             "mma": f"{op.dst}_{op.a}_{op.b}",
             "a_ring": self.ring(op.a),
+            "a_copy": self.own_copy(op.a),
             "ring": self.ring(op.b),
             "pending": -1 if op.asynchronous else 0,
             "product": self.products[f"{op.dst}_{op.a}_{op.b}"],
         }
         return f"mma_{'by_warp' if self.repairs else self.buffers[op.a].space}", fields
+
+    def own_copy(self, buffer: str) -> str:
+        """Which copy of a tile holds the group's own rows: stage by stage, in each group by group."""
+        ring = self.ring(buffer)
+        return "group" if ring is None or ring.stages == 1 else f"{ring.name}_at.index * {self.private[buffer]} + group"
 
     def ring(self, buffer: str) -> ChannelView | None:
         return next((c for c in self.channels.values() if c.tensor and c.buffer.name == buffer), None)

@@ -8,7 +8,7 @@ from itertools import product
 
 from attncc.ir.attention import Attention, TargetHint
 from attncc.targets.fit import Tiles
-from attncc.targets.target import Manner, Target
+from attncc.targets.target import NEVER, STEADY, Manner, Target
 from attncc.targets.tiles import candidates, choose_tiles, cost_per_row, short_code
 
 
@@ -37,7 +37,7 @@ class Choice:
         hint = TargetHint(target.name, self.tile_m, self.tile_n, self.stages, self.groups, attention.target.span)
         if self.turns is not None:
             dims = target.pad(attention.dim_qk), target.pad(attention.dim_v)
-            own = Manner(*dims, self.groups, bool(self.turns), bool(self.lazy), bool(self.several))
+            own = Manner(*dims, self.groups, bool(self.turns), bool(self.lazy), STEADY if self.several else NEVER)
             target = replace(target, manners=(own, *target.manners))
         return replace(attention, target=hint), target
 

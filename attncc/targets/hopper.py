@@ -1,6 +1,6 @@
 """Hopper: TMA copies, asynchronous warp-group products, register reallocation between roles."""
 
-from attncc.targets.target import Accuracy, Manner, Mma, Rates, RegisterPlan, Target
+from attncc.targets.target import UNMASKED, NEVER, Accuracy, Manner, Mma, Rates, RegisterPlan, Target
 
 HOPPER = Target(
     name="hopper",
@@ -58,12 +58,12 @@ HOPPER = Target(
     measured_windows=((128, 128, 192, 64, 3),),
     manners=(
         # H100, 8192 keys unless said, full and causal, with full tiles that keep their maxima
-        Manner(64, 64, 3, turns=True, lazy=False, several=True),  # 614 and 540; without turns 578 and 521; one tile a block 595 and 530
-        Manner(96, 96, 3, turns=False, lazy=False, several=False),  # 678 and 640; with turns 648 and 641; those several 632 and 630
-        Manner(128, 128, 2, turns=False, lazy=True, several=False),  # s4096, before: 616 and 555; not lazy 610 and 547
-        Manner(128, 128, 3, turns=False, lazy=True, several=False),  # s16384: 756 and 718; with turns 751 and 710; s1024: 594; several 563
-        Manner(192, 128, 2, turns=True, lazy=False, several=False),  # 734 and 692; without turns 735 and 683; several 727 and 685
-        Manner(256, 256, 2, turns=False, lazy=True, several=True),  # 733 and 685; with turns 732 and 684
+        Manner(64, 64, 3, turns=True, lazy=False, several=UNMASKED),  # 614 and 540; without turns 578 and 521; s1024 full 414, several 460
+        Manner(96, 96, 3, turns=False, lazy=False, several=UNMASKED),  # 678 and 640; with turns 648 and 641; s1024 full 538, several 589
+        Manner(128, 128, 2, turns=False, lazy=True, several=NEVER),  # s4096, before: 616 and 555; not lazy 610 and 547
+        Manner(128, 128, 3, turns=False, lazy=True, several=UNMASKED),  # s16384: 756 and 718; with turns 751 and 710; s1024 full 620, several 672
+        Manner(192, 128, 2, turns=True, lazy=False, several=NEVER),  # 734 and 692; without turns 735 and 683; several 727 and 685
+        Manner(256, 256, 2, turns=False, lazy=True, several=NEVER),  # 733 and 685; with turns 732 and 684; several in another run 763 and 734 (762 and 724), causal s1024 301 (473)
     ),
     # docs/predictions.md: nearly all predicted times are too long
     accuracy=Accuracy("NVIDIA H100 80GB HBM3", 25, 0.21, 0.36, "d256 full s8192"),

@@ -96,13 +96,17 @@ class RegisterPlan:
     corrects: bool = True
 
 
+NEVER, UNMASKED, STEADY = "never", "unmasked", "steady"
+"""When blocks work on several query tiles: never; where nothing is masked and scores cost nothing; wherever costs are known beforehand."""
+
+
 @dataclass(frozen=True)
 class Manner:
     """How the loop of a kernel ran fastest on the device, by its padded head dims and computing groups.
 
     turns    groups take turns at the tensor cores (passes/schedule/ping_pong)
     lazy     rows keep a maximum that is nearly right (passes/schedule/lazy_rescaling)
-    several  a block works on several query tiles (passes/schedule/persistent_blocks)
+    several  when a block works on several query tiles (passes/schedule/persistent_blocks)
     """
 
     dim_qk: int
@@ -110,7 +114,7 @@ class Manner:
     groups: int
     turns: bool
     lazy: bool
-    several: bool
+    several: str
 
 
 @dataclass(frozen=True)

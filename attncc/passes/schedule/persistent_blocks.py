@@ -2,14 +2,16 @@
 
     before  grid = (x, y, z)                           role producer { copy Q; copy K, V ... }
                                                        role consumer { wait Q; ...; finalize O; convert OUT; store OUT; store_wait }
-    after   grid = (min(x * y * z, blocks that are resident), 1, 1)
+    after   grid = (min(x * y * z, blocks that are resident) for short rows, else x * y * z, 1, 1); channel Q: 2 stages
             role producer { for each work tile { place; copy Q; copy K, V ... } }
             role consumer { for each work tile { place; wait Q; ...; release Q; finalize O; store_wait; convert OUT; store OUT } store_wait }
 
 (FlashAttention-3, section 3; "persistent" kernels.) A query tile costs some microseconds outside its loop: the block's start, first copies,
-the output. The copying role now goes on to the next tile as soon as its stages are free. Work tiles keep the order of the grid; round by
-round they are dealt to the blocks forwards and backwards in turn, so that with costs that fall steadily (tile_order) every
-block gets as much. The output gets shared memory of its own where there is some left, and Q can be copied under it; else Q is released when the
+the output. The copying role now goes on to the next tile as soon as its stages are free. Work tiles keep the order of the grid. Where costs are
+alike they are dealt to the blocks round by round, a block's place moving on from round to round, so that the cut tiles at the ends of sequences do not all
+come to the same blocks; where costs fall steadily (tile_order), and with tensor memory, forwards and backwards in turn, so that every block gets as much. The output gets shared
+memory of its own where there is some left. Then Q can be copied under it, into a second copy where that fits as well (without tensor memory: there groups wait for
+each other's Q and for its copy at the start of a tile, 2400 of 31000 cycles at 1024 keys and head dim 128; docs/performance-log.md); else Q is released when the
 output has been stored out of its memory.
 
 With tensor memory, four roles (FlashAttention-4):
@@ -32,8 +34,11 @@ they work on one tile each: a pair's copies of Q tell the first block only, and 
 
 Asks for: roles, tma_store. Done where the costs of all query tiles are known to be alike, or to rise from the first to the last (tables of tiles,
 packed sequences and tiles of heads that differ are not); elsewhere the hardware hands out blocks as others end, which balances any cost.
-Whether it pays is measured for each shape of the loop (`Target.manners`): on Hopper it gains 1 to 3 % at head dims 64 and 256, and loses up to 5 %
-at 96 and 192/128. Where nothing was measured the resource model decides (`model.gains_by_several`). Without this pass each block works on one tile.
+Whether it pays is measured for each shape of the loop (`Target.manners`). On Hopper, where nothing is masked and scores cost nothing, it gains 8 % at head dim 128 and
+1024 keys, 3 % at 4096, nothing at 16384 (head dims 64 and 96: 11 and 10 % at 1024, nothing at 8192, so longer rows have a block for each tile). Where costs fall it gains 0 to 3 % at the lengths of tables, but a deal made
+beforehand can go wrong: where a round of blocks is near a multiple of two sequences' tiles the same blocks get the long ones every time (16 heads, 7 x 1500 keys: 22 to 28 %
+slower, head dim 256 at 16 x 1024 36 %), so there the hardware hands out blocks. Scores that cost something lost 2 to 8 %. Where nothing was measured the resource model decides (`model.gains_by_several`). Without this pass
+each block works on one tile.
 """
 
 from __future__ import annotations
@@ -62,13 +67,18 @@ from attncc.ir.simplify import simplify
 from attncc.ir.tile import BLOCK, SHARED, Finalize, Let, Store
 from attncc.passes.schedule.narrow_groups import always
 from attncc.passes.schedule.pipeline_stages import looped_channels, with_stages
-from attncc.passes.schedule.tile_order import has_steady_costs, takes_several
+from attncc.passes.schedule.tile_order import has_like_costs, has_steady_costs, takes_several
 from attncc.targets import Target
 from attncc.targets.fit import hints, shared_room
 
 WORK_TILES, BLOCKS, ROUNDS, ROUND, WORK = "work_tiles", "blocks", "rounds", "round", "work"
 QUERIES = "queries"
 """The role that copies Q where that waits for the output."""
+TURN = 31
+"""How far a block's place moves on from round to round. Added to 132 blocks it makes a prime, so that no number of tiles a sequence
+brings a block back to the same one."""
+SHORT = 4096
+"""Keys up to which blocks of two roles work on several tiles. Longer rows gain nothing (docs/performance-log.md), and the hardware balances them better."""
 LEAST_STAGES = 2
 """Copies of K and V that are kept when the output looks for room."""
 
@@ -84,17 +94,23 @@ def persistent_blocks(schedule: l3.Schedule, target: Target) -> l3.Schedule:
     before, schedule = schedule, _apart(schedule, out, target)
     if schedule.cluster > 1 and schedule.buffer(out).alias is not None:
         return before
-    schedule = _of_four_roles(schedule, q, out) if divided else _of_two_roles(schedule, q, out)
+    schedule = _of_four_roles(schedule, q, out) if divided else _of_two_roles(_ahead(schedule, q, out, target), q, out)
     shared, place = _split_prelude(schedule.prelude)
-    roles = tuple(dataclasses.replace(r, body=_loop(r.body, place, schedule.grid)) for r in schedule.roles)
+    dealt = _in_turn() if has_like_costs(before) and not divided else _back_and_forth()
+    roles = tuple(dataclasses.replace(r, body=_loop(r.body, place, schedule.grid, dealt)) for r in schedule.roles)
     total = simplify(mul(mul(schedule.grid[0], schedule.grid[1]), schedule.grid[2]))
     resident = const(target.rates.sms * schedule.blocks_per_sm // schedule.cluster * schedule.cluster)
+
+    def blocks(tiles):
+        few = minimum(tiles, resident)
+        return few if divided else select(apply("le", var("seq_kv"), const(SHORT)), few, tiles)
+
     lets = (
         Let(WORK_TILES, total),
-        Let(BLOCKS, minimum(var(WORK_TILES), resident)),
+        Let(BLOCKS, blocks(var(WORK_TILES))),
         Let(ROUNDS, floordiv(sub(add(var(WORK_TILES), var(BLOCKS)), ONE), apply("max", var(BLOCKS), ONE))),
     )
-    return dataclasses.replace(schedule, grid=(minimum(total, resident), ONE, ONE), prelude=(*shared, *lets), roles=roles)
+    return dataclasses.replace(schedule, grid=(blocks(total), ONE, ONE), prelude=(*shared, *lets), roles=roles)
 
 
 def _split_prelude(prelude: tuple[Let, ...]) -> tuple[tuple[Let, ...], tuple[Let, ...]]:
@@ -142,6 +158,14 @@ def _apart(schedule: l3.Schedule, out: str, target: Target) -> l3.Schedule:
         if shared_bytes(fewer, bytes_of) <= room:
             return remark(fewer, "persistent_blocks", f"{stages} stages of K and V, not {most}: the output has memory of its own")
     return schedule
+
+
+def _ahead(schedule: l3.Schedule, q: str, out: str, target: Target) -> l3.Schedule:
+    """`schedule` with a second copy of Q where the output has memory of its own and there is room: the next tile's Q comes under the present
+    tile's loop, and no group waits for the others to begin the next."""
+    twice = with_stages(schedule, frozenset({q}), 2)
+    fits = shared_bytes(twice, bytes_of) <= shared_room(target, schedule.attention, schedule.tile_m, schedule.tile_n)
+    return twice if fits and schedule.buffer(out).alias is None else schedule
 
 
 def _of_two_roles(schedule: l3.Schedule, q: str, out: str) -> l3.Schedule:
@@ -239,7 +263,19 @@ def _end_with_release(body: tuple, q: str) -> tuple:
     return tuple(out)
 
 
-def _loop(body: tuple, place: tuple[Let, ...], grid: tuple) -> tuple:
+def _back_and_forth():
+    """Which work tile of a round a block has: every second round from the other end, so that of costs that fall every block gets as much."""
+    backwards = sub(sub(var(BLOCKS), ONE), var("block_x"))
+    return select(apply("eq", apply("mod", var(ROUND), const(2)), ZERO), var("block_x"), backwards)
+
+
+def _in_turn():
+    """Which work tile of a round a block has where costs are alike: another place in every round, so that the tiles at the ends of sequences,
+    which are short, do not all come to the same blocks."""
+    return apply("mod", add(var("block_x"), mul(var(ROUND), const(TURN))), var(BLOCKS))
+
+
+def _loop(body: tuple, place: tuple[Let, ...], grid: tuple, dealt) -> tuple:
     """`body` once for each work tile of the block; what a role does before it starts, and what it waits for last, stays outside."""
     start = next(i for i, op in enumerate(body) if not _comes_before(op))
     end = len(body) - (isinstance(body[-1], l3.StoreWait))
@@ -248,8 +284,6 @@ def _loop(body: tuple, place: tuple[Let, ...], grid: tuple) -> tuple:
     indices = dict(zip(l3.BLOCK_VARIABLES, (apply("mod", var(WORK), across), apply("mod", row, down), floordiv(row, down))))
     lets = tuple(Let(op.name, simplify(substitute(op.expr, indices))) for op in place)
     inner = l3.If(apply("lt", var(WORK), var(WORK_TILES)), (*lets, l3.Place(), *body[start:end]))
-    backwards = sub(sub(var(BLOCKS), ONE), var("block_x"))
-    dealt = select(apply("eq", apply("mod", var(ROUND), const(2)), ZERO), var("block_x"), backwards)
     work = Let(WORK, add(mul(var(ROUND), var(BLOCKS)), dealt))
     return (*body[:start], l3.For(ROUND, ZERO, var(ROUNDS), "work tiles", (work, inner)), *body[end:])
 

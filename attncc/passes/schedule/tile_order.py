@@ -24,14 +24,16 @@ from attncc.ir.simplify import simplify
 from attncc.ir.tile import Let
 from attncc.lower.tile_to_schedule import TOTAL
 from attncc.targets import Target
+from attncc.targets.cost import element_cost
 from attncc.targets.fit import tiles_of
 from attncc.targets.model import gains_by_several
+from attncc.targets.target import UNMASKED, STEADY
 
 SAMPLE = 4096
 """The length at which the work of the first and the last query tile are compared."""
 CACHE_SHARE = 0.6
 """Part of the L2 cache that keys and values of a section may fill; queries and outputs pass through it as well."""
-ALIKE = 1.25
+NEARLY = 1.25
 """Costs that differ by no more than this factor count as alike."""
 STREAMS = 16
 """Key/value heads of a section where blocks take several tiles: with 132 blocks at a time eight read each stream. Measured
@@ -62,42 +64,64 @@ def tile_order(schedule: l3.Schedule, target: Target) -> l3.Schedule:
 
 
 def heads_together(schedule: l3.Schedule, target: Target) -> Expr:
-    """Query heads of a section: all that share as many key/value heads as the cache holds at this seq_kv, at least one. Blocks that will
+    """Query heads of a section: all that share as many key/value heads as the cache holds at this seq_kv, or of a window, at least one. Blocks that will
     take several tiles are dealt them beforehand: long sections keep them even, and they stay in step as they read."""
     a = schedule.attention
     if takes_several(schedule, target):
         return const(a.group * max(n for n in range(1, min(STREAMS, a.heads_kv) + 1) if a.heads_kv % n == 0))
     per_key = bytes_of(a.dtype) * (a.dim_qk + a.dim_v)
+    stretch = _stretch(schedule, target)
     size: Expr = const(a.group)
     kv_heads = 2
     while a.heads_kv % kv_heads == 0:
         longest = int(CACHE_SHARE * target.rates.l2_bytes) // (kv_heads * per_key)
-        size = select(apply("le", var("seq_kv"), const(longest)), const(kv_heads * a.group), size)
+        fits = apply("le", var("seq_kv"), const(longest))
+        size = const(kv_heads * a.group) if stretch is not None and stretch <= longest else select(fits, const(kv_heads * a.group), size)
         kv_heads *= 2
     return size
 
 
+def _stretch(schedule: l3.Schedule, target: Target) -> int | None:
+    """The keys of a head that the blocks at work read, where a query tile sees no more than a part of a long sequence (a window): its own and
+    those of the tiles beside it; None where they are as many as there are."""
+    costs = _costs(schedule)
+    most = max(costs, default=0) * schedule.tile_n
+    at_work = target.rates.sms * schedule.blocks_per_sm * schedule.tile_m // STREAMS
+    return most + at_work if 0 < most <= SAMPLE // 2 else None
+
+
 def takes_several(schedule: l3.Schedule, target: Target) -> bool:
-    """Whether blocks had better work on several query tiles: as was measured for this shape, else where the resource model says so and costs
-    are steady."""
+    """Whether blocks had better work on several query tiles: as was measured for this shape, else where the resource model says so and costs are
+    steady."""
     a = schedule.attention
     known = target.manner(a.dim_qk, a.dim_v, compute_role(schedule).groups)
     if known is not None:
-        return known.several
+        extra = element_cost(a)
+        unmasked = known.several == UNMASKED and extra.is_simple and extra.mask_size == 1 and has_like_costs(schedule)
+        return unmasked or known.several == STEADY
     return target.has("tma_store") and gains_by_several(a, target, tiles_of(schedule)) and has_steady_costs(schedule)
 
 
 def has_steady_costs(schedule: l3.Schedule) -> bool:
     """Whether all query tiles of all heads have about as many key tiles, or more and more from the first to the last."""
+    costs = _costs(schedule)
+    return bool(costs) and (costs == sorted(costs) or has_like_costs(schedule))
+
+
+def has_like_costs(schedule: l3.Schedule) -> bool:
+    """Whether all query tiles of all heads have about as many key tiles."""
+    costs = _costs(schedule)
+    return bool(costs) and max(costs) <= NEARLY * min(costs)
+
+
+def _costs(schedule: l3.Schedule) -> list[int]:
+    """Key tiles of each query tile of a sample; [] where they are not known or differ between heads."""
     if schedule.table is not None or schedule.attention.packed:  # every packed sequence has a length of its own
-        return False
+        return []
     tiles = -(-SAMPLE // schedule.tile_m)
     heads = schedule.attention.heads_q
     costs = [[key_tiles(schedule, SAMPLE, SAMPLE, t, h) for t in range(tiles)] for h in sorted({0, heads // 2, heads - 1})]
-    first = costs[0]
-    if any(None in row for row in costs) or any(row != first for row in costs):
-        return False
-    return first == sorted(first) or max(first) <= ALIKE * min(first)
+    return [] if any(None in row or row != costs[0] for row in costs) else costs[0]
 
 
 def key_tiles(schedule: l3.Schedule, seq_q: int, seq_kv: int, q_tile: int, head: int = 0) -> int | None:

@@ -57,7 +57,7 @@ ONE_PART = {f"blackwell_{name}" for name in ("persistent_blocks", "share_columns
 SUBJECTS = {
     "ping_pong": {"tile_m": 192}, "lazy_rescaling": {"name": "wide"}, "share_columns": {"name": "documents"}, "roll_masks": {"name": "pages"}, "copy_biases": {"name": "pairs"},
     "fetch_columns": {"name": "gates"},
-    "persistent_blocks": {"name": "narrow", "tile_m": 192}, "blackwell_persistent_blocks": {"name": "wide", "small": False},
+    "persistent_blocks": {"name": "even", "tile_m": 192}, "blackwell_persistent_blocks": {"name": "wide", "small": False},
     "narrow_windows": {"name": "band"}, "skip_missing_tiles": {"name": "packed"}, "cap_in_softmax": {"name": "capped"}, "level_distances": {"name": "distances"},
     "pair_blocks": {"name": "full", "small": False}, "drain_rings": {"name": "full", "small": False},
 }  # fmt: skip
