@@ -66,5 +66,5 @@ HOPPER = Target(
         Manner(256, 256, 2, turns=False, lazy=True, several=NEVER),  # 733 and 685; with turns 732 and 684; several in another run 763 and 734 (762 and 724), causal s1024 301 (473)
     ),
     # docs/predictions.md: nearly all predicted times are too long
-    accuracy=Accuracy("NVIDIA H100 80GB HBM3", 25, 0.21, 0.36, "d256 full s8192"),
+    accuracy=Accuracy("NVIDIA H100 80GB HBM3", 25, 0.21, 0.36, "d192/128 full s8192"),
 )  # fmt: skip

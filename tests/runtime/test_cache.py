@@ -1,5 +1,6 @@
 """Compiled objects on disk: reused, never stale, never the cause of an error."""
 
+import gc
 import hashlib
 import multiprocessing
 import shutil
@@ -60,6 +61,15 @@ def compiles(monkeypatch):
 
 def make():
     return build.build(TEXT, load(PLAIN), CHIP)
+
+
+def test_garbage_is_collected_again_after_a_build_and_after_one_that_failed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(loading, "module", lambda path: seen.append(gc.isenabled()) or 1 / 0)
+    a = load(PLAIN)
+    with pytest.raises(ZeroDivisionError):
+        build.build("", a, "sm_90a")
+    assert seen == [False] and gc.isenabled()
 
 
 def test_a_second_build_is_loaded_from_disk(folder, compiles):

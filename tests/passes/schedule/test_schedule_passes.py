@@ -20,17 +20,17 @@ from attncc.interp.reference import reference
 from attncc.interp.run_schedule import run_schedule
 from attncc.interp.schedule_trace import blocks_of, call_of
 from attncc.ir import schedule as l3
-from attncc.ir.expr import TRUE
+from attncc.ir.expr import TRUE, const
 from attncc.ir.packing import pack
 from attncc.ir.schedule_ops import compute_role, number, operations
 from attncc.ir.text import format_expr, format_program, parse_program
-from attncc.ir.tile import ColLet, Mask, Score
+from attncc.ir.tile import ColLet, Let, Mask, Score
 from attncc.lower import load
 from attncc.passes.schedule.cap_in_softmax import cap_in_softmax
 from attncc.passes.schedule.drain_rings import drain_rings
 from attncc.passes.schedule.level_distances import level_distances
 from attncc.passes.schedule.pair_blocks import pair_blocks
-from attncc.passes.schedule.persistent_blocks import persistent_blocks
+from attncc.passes.schedule.persistent_blocks import SHORT, persistent_blocks
 from attncc.passes.schedule.place_copy_waits import place_copy_waits
 from attncc.passes.schedule.roll_masks import roll_masks
 from attncc.passes.schedule.share_columns import share_columns
@@ -174,6 +174,13 @@ def test_long_tiles_start_first_only_where_work_grows():
     assert format_expr(lets["q_tile"]) == "block_x"
 
 
+def test_sections_of_windows_hold_what_a_window_reads():
+    """Sixteen heads whatever the length where a tile sees 1024 keys; with keys as long as the sample the length of the call decides."""
+    text = "attention a {{ heads q = 16, kv = 16\n dim 128\n dtype bf16\n mask causal and sliding_window(keys = {}) }}"
+    near, far = (lower(load(text.format(n)), TARGETS["hopper"]).schedule for n in (1024, 4000))
+    assert near.grid[0] == const(16) and number(far.grid[0], {"seq_kv": 1024}) == 16 and number(far.grid[0], {"seq_kv": 16384}) == 2
+
+
 def test_sections_hold_the_keys_that_fit_the_cache():
     a = dataclasses.replace(attention("causal"), heads_q=32, heads_kv=16, dim_qk=128, dim_v=128)
     size = heads_together(dataclasses.replace(schedule("causal", "hopper"), attention=a), TARGETS["hopper"])
@@ -312,10 +319,38 @@ def test_tiles_are_dealt_beforehand_only_where_costs_are_steady(name, several):
     assert not any(isinstance(op, l3.Place) for role in schedule(name, "hopper").roles for op in operations(role.body))
 
 
-@pytest.mark.parametrize(("name", "more"), (("narrow", {"tile_m": 192}), ("wide", {"small": False})), ids=str)
+def test_blocks_that_end_hand_on_unless_a_call_is_plain():
+    """On Hopper blocks work on several tiles where that was measured to gain and cannot go wrong: no mask, plain scores, short rows."""
+    text = "attention a {{ heads q = 2, kv = 2\n dtype bf16\n dim {} }}"
+    cases = {
+        "64": True, "96": True, "128": True, "128\n scale 0.5": True, "256": False, "qk = 192, v = 128": False, "64\n mask causal": False,
+        "128\n mask sliding_window(keys = 100000)": False, "128\n score softcap(30.0)": False, "64\n scalar n: float\n bias -n": False,
+    }  # fmt: skip
+    for body, several in cases.items():
+        s = lower(load(text.format(body)), TARGETS["hopper"]).schedule
+        assert any(isinstance(op, l3.Place) for role in s.roles for op in operations(role.body)) == several, body
+    grid = lower(load(text.format("128")), TARGETS["hopper"]).schedule.grid[0]
+    tiles = {seq_kv: number(grid, {"q_tiles": 100, "batch": 3, "seq_kv": seq_kv}) for seq_kv in (1, SHORT, SHORT + 1)}
+    assert tiles == {1: 132, SHORT: 132, SHORT + 1: 600}
+
+
+def test_short_tiles_do_not_come_to_the_same_blocks():
+    """Of 16 x 16 sequences of six tiles each block has as many last tiles as any other, up to one."""
+    s = schedule("even", "hopper", sms=132, tile_m=192)
+    loop = next(op for op in operations(s.roles[0].body) if isinstance(op, l3.For) and op.label == "work tiles")
+    work = next(op.expr for op in loop.body if isinstance(op, Let) and op.name == "work")
+    env = {"blocks": 132, "seq_kv": 1024}
+    dealt = [[number(work, {**env, "block_x": x, "round": r}) for r in range(12)] for x in range(132)]
+    assert sorted(w for row in dealt for w in row) == list(range(12 * 132))
+    last = [sum(w < 6 * 256 and w % 6 == 5 for w in row) for row in dealt]
+    assert max(last) - min(last) <= 1
+
+
+@pytest.mark.parametrize(("name", "more"), (("narrow", {"tile_m": 192}), ("even", {"tile_m": 192}), ("wide", {"small": False})), ids=str)
 def test_several_tiles_of_a_block_run_right(name, more):
-    """On two multiprocessors, so that short calls have several: the output apart and over Q, tiles without keys among them."""
+    """On two multiprocessors, so that short calls have several: the output apart, two copies of Q, and over Q, tiles without keys among them."""
     s = schedule(name, "hopper", sms=2, **more)
+    assert (s.channel("Q").stages, s.buffer("OUT").alias) == ((1, "Q") if name == "wide" else (2, None))
     check_numbers(s, name, 700, 257)
     check_numbers(s, name, 500, 130)
 
