@@ -130,9 +130,9 @@ def _accuracy(target: Target) -> list[str]:
     ]
 
 
-def _several(schedule: Schedule) -> str:
+def _several(schedule: Schedule, shape: Shape) -> str:
     """What follows the number of blocks where each works on several query tiles."""
-    kind = tiles_of_block(schedule)
+    kind = tiles_of_block(schedule, shape)
     return "" if kind == ALONE else f"; query tiles of each: {kind}"
 
 
@@ -152,7 +152,7 @@ def _bounds(stages: Stages, shape: Shape, done: Work, measured: Measured | None)
         f"flops      {scaled(done.flops, 'flop')} for the {share(done.kept, done.run)} of the pairs in running tiles that are kept",
         f"bytes      {scaled(done.moved, 'B')} between the SMs and the L2 cache; {scaled(done.least, 'B')} is the least from memory",
         f"I/O bound  {1e6 * done.least / (stages.target.rates.dram_gbps * 1e9):.1f} us at {stages.target.rates.dram_gbps:.0f} GB/s",
-        f"blocks     {e.blocks}, {e.blocks_per_sm} at a time on each of {stages.target.rates.sms} SMs{_several(stages.schedule)}",
+        f"blocks     {e.blocks}, {e.blocks_per_sm} at a time on each of {stages.target.rates.sms} SMs{_several(stages.schedule, shape)}",
         *(
             f"{'cycles' if not i else '':<10} {getattr(e.period, unit):8.0f} {what}"
             for i, (unit, what) in enumerate(UNITS.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,10 @@ from attncc.interp.tile_classes import EMPTY, FULL, PARTIAL, tile_classes
 from attncc.ir import tile as l2
 from attncc.ir.attention import Attention
 from attncc.ir.expr import tensors, variables
-from attncc.ir.schedule import Place, Schedule
-from attncc.ir.schedule_ops import compute_role, operations, parts
+from attncc.ir.schedule import Schedule
+from attncc.ir.schedule_ops import compute_role, number, operations, parts
 from attncc.ir.tile import SHARED
+from attncc.passes.schedule.persistent_blocks import BLOCKS, WORK_TILES
 from attncc.targets import Target
 from attncc.targets.fit import tiles_of
 from attncc.targets.model import ALONE, APART, OVER_Q, Estimate, estimate
@@ -186,9 +188,14 @@ def kept_pairs(a: Attention, batch: int, seq_q: int, seq_kv: int, inputs: dict, 
     return total
 
 
-def tiles_of_block(schedule: Schedule) -> str:
-    """How many query tiles a block works on, and where its output lies, in the resource model's words."""
-    if not any(isinstance(op, Place) for role in schedule.roles for op in operations(role.body)):
+def tiles_of_block(schedule: Schedule, shape: Shape) -> str:
+    """How many query tiles a block of a call works on, and where its output lies, in the resource model's words."""
+    env = {"batch": shape.batch, "seq_q": shape.seq_q, "seq_kv": shape.seq_kv, "off": shape.seq_kv - shape.seq_q}
+    env["q_tiles"] = -(-shape.seq_q // schedule.tile_m)
+    for op in schedule.prelude:
+        with suppress(KeyError):  # a block's indices, and what depends on them
+            env[op.name] = number(op.expr, env)
+    if env.get(WORK_TILES, 0) <= env.get(BLOCKS, 0):
         return ALONE
     return OVER_Q if any(b.space == SHARED and b.alias for b in schedule.buffers) else APART
 
@@ -201,7 +208,7 @@ def predict(schedule: Schedule, target: Target, shape: Shape, done: Work) -> Est
     extra = score_cost(schedule, target, min(1.0, near_tiles(schedule, shape) / max(1, visited)))
     kept = done.kept / cells if cells else 0.0
     sizes = shape.batch, shape.seq_q, shape.seq_kv
-    return estimate(a, target, tiles_of(schedule), *sizes, kept, visited, extra, shares_of(schedule), tiles_of_block(schedule))
+    return estimate(a, target, tiles_of(schedule), *sizes, kept, visited, extra, shares_of(schedule), tiles_of_block(schedule, shape))
 
 
 def near_tiles(schedule: Schedule, shape: Shape) -> float:

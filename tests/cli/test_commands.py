@@ -49,6 +49,16 @@ def test_explain_reports(attncc):
         assert part in r.out
 
 
+def test_explain_says_when_blocks_work_on_several_tiles():
+    """More tiles than multiprocessors and short rows: 264 of 192 queries for 132 blocks; with longer rows a block for each."""
+    stages = package.compile("attention plain { heads q = 4, kv = 2\n dim 64\n dtype bf16 }", target="hopper").stages()
+    found = {}
+    for batch, keys in ((1, 500), (22, 500), (22, 5000)):
+        (found[batch, keys],) = [line.split()[1:] for line in explain(stages, shape=Shape(batch, 500, keys)).splitlines() if " blocks  " in line]
+    assert [line[0] for line in found.values()] == ["12,", "132,", "264,"]
+    assert [" ".join(line).endswith("several, output apart") for line in found.values()] == [False, True, False]
+
+
 def test_explain_puts_a_measured_time_beside_the_predicted_one():
     stages = package.compile("attention plain { heads q = 2, kv = 1\n dim 64\n dtype bf16 }", target="hopper").stages()
     lines = explain(stages, shape=Shape(1, 512, 512), measured=Measured(40e-6, "a GPU")).splitlines()
