@@ -129,7 +129,7 @@ CHECKS: dict[str, Callable] = {
     "L2": check_tile,
     "L3": lambda schedule: check_schedule(schedule, TARGETS[schedule.target]),
 }
-"""The legality check of each level, run after every pass."""
+"""The legality check of each level, run after every pass that changed something."""
 
 
 def run_passes(program, passes: tuple[Callable, ...], check: Callable, target=None, observe: Callable | None = None):

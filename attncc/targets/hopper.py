@@ -1,6 +1,6 @@
 """Hopper: TMA copies, asynchronous warp-group products, register reallocation between roles."""
 
-from attncc.targets.target import UNMASKED, NEVER, Accuracy, Manner, Mma, Rates, RegisterPlan, Target
+from attncc.targets.target import NEVER, UNMASKED, Accuracy, Manner, Mma, Rates, RegisterPlan, Target
 
 HOPPER = Target(
     name="hopper",

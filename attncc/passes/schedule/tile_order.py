@@ -27,7 +27,7 @@ from attncc.targets import Target
 from attncc.targets.cost import element_cost
 from attncc.targets.fit import tiles_of
 from attncc.targets.model import gains_by_several
-from attncc.targets.target import UNMASKED, STEADY
+from attncc.targets.target import STEADY, UNMASKED
 
 SAMPLE = 4096
 """The length at which the work of the first and the last query tile are compared."""
